@@ -1,0 +1,1 @@
+"""The dataset on disk, its splits, and the packed batches made from it."""

@@ -1,0 +1,68 @@
+"""Fixtures: a tiny shop as atomic files and as a dataset, and four simulated devices."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import gin
+import jax
+import pytest
+
+from etl.recbole import convert
+from etl.synthetic_shop import make_shop
+from seqrec_jax.data.store import Dataset, open_dataset
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+jax.config.update("jax_num_cpu_devices", 4)
+
+
+@pytest.fixture(autouse=True)
+def clear_gin():
+    """Each test starts without bindings."""
+    gin.clear_config()
+    yield
+    gin.clear_config()
+
+
+def shared_file(name: str) -> Path:
+    """A file of the reference's fixtures, which are kept outside of the repository."""
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shop_files(tmp_path_factory) -> Path:
+    """Atomic files of a shop of 300 users and 200 items."""
+    folder = tmp_path_factory.mktemp("shop") / "raw"
+    make_shop(folder, n_users=300, n_items=200, brands_per_activity=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shop_folder(shop_files) -> Path:
+    """The shop's dataset folder."""
+    output = shop_files.parent / "dataset"
+    convert(source=str(shop_files), output=str(output), vocab_size=500)
+    return output
+
+
+@pytest.fixture
+def shop(shop_folder) -> Dataset:
+    """The shop's dataset."""
+    return open_dataset(shop_folder)
+
+
+@pytest.fixture
+def run_module(tmp_path):
+    """Runs `python -m MODULE --gin_file=... --gin_bindings=...` in an empty folder, on one device."""
+
+    def run(module: str, gin_file: str | None = None, **macros: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", module]
+        command += [f"--gin_file={gin_file}"] if gin_file else []
+        command += [f"--gin_bindings={name.replace('__', '.')}={value}" for name, value in macros.items()]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+
+    return run

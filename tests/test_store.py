@@ -1,0 +1,84 @@
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from seqrec_jax.data import format
+from seqrec_jax.data.split import leave_one_out, train_counts
+from seqrec_jax.data.store import open_dataset
+from seqrec_jax.errors import InputError
+
+
+@pytest.fixture
+def folder(shop_folder, tmp_path):
+    return shutil.copytree(shop_folder, tmp_path / "copy")
+
+
+def write(path, schema, batches):
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def test_a_file_of_several_chunks_reads_like_one(shop, folder):
+    table = shop.interactions_table.combine_chunks()
+    write(folder / format.INTERACTIONS, table.schema, table.to_batches(max_chunksize=37))
+    manifest = json.loads((folder / format.MANIFEST).read_text())
+    manifest["sizes"][format.INTERACTIONS] = (folder / format.INTERACTIONS).stat().st_size
+    (folder / format.MANIFEST).write_text(json.dumps(manifest))
+    chunked = open_dataset(folder)
+    assert len(chunked.items.chunks) > 5
+    np.testing.assert_array_equal(chunked.offsets, shop.offsets)
+    everything = np.arange(shop.n_interactions)[::-1]
+    np.testing.assert_array_equal(chunked.items.take(everything), shop.items.take(everything))
+    np.testing.assert_array_equal(
+        train_counts(chunked, leave_one_out(chunked)), train_counts(shop, leave_one_out(shop))
+    )
+
+
+def test_tokens_are_padded_and_cut(shop):
+    tokens, cut = shop.tokens("title"), shop.tokens("title", 2)
+    assert tokens.shape[0] == cut.shape[0] == shop.n_items + 1
+    assert (tokens[0] == 0).all()
+    assert (tokens[1:, 0] > 0).all()
+    assert tokens.max() < shop.vocab_size
+    np.testing.assert_array_equal(cut, tokens[:, :2])
+    lists = shop.items_table["title_tokens"].to_pylist()
+    assert [list(row[row > 0]) for row in tokens] == lists
+
+
+def test_leave_one_out(shop):
+    split = leave_one_out(shop)
+    lengths = np.diff(shop.offsets)
+    assert (split.valid.positions == lengths[split.valid.users] - 2).all()
+    assert (split.test.positions == lengths[split.test.users] - 1).all()
+    assert (split.train_lengths + 2 == lengths).all()
+
+
+def damage_checksum(folder):
+    path = folder / format.ITEMS
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "no such dataset folder": shutil.rmtree,
+    "has no manifest.json": lambda folder: (folder / format.MANIFEST).unlink(),
+    "interactions.arrow: is missing": lambda folder: (folder / format.INTERACTIONS).unlink(),
+    "items.arrow: its checksum": damage_checksum,
+    "was altered": lambda folder: (folder / format.TOKENIZER).write_bytes(b"short"),
+    "manifest.json: is damaged": lambda folder: (folder / format.MANIFEST).write_text("{"),
+    "schema version 99": lambda folder: (folder / format.MANIFEST).write_text(
+        json.dumps(json.loads((folder / format.MANIFEST).read_text()) | {"schema_version": 99})
+    ),
+}
+
+
+@pytest.mark.parametrize("words", DAMAGES)
+def test_a_damaged_dataset_is_refused_with_the_place(folder, words):
+    DAMAGES[words](folder)
+    with pytest.raises(InputError, match=words):
+        open_dataset(folder, verify=True)
