@@ -1,0 +1,1 @@
+"""Raw interaction logs to dataset folders. Never imports jax."""

@@ -1,0 +1,135 @@
+"""A dataset folder from RecBole's atomic files (`.inter` and `.item`)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gin
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from absl import logging
+
+from etl import atomic_files, tokenizer
+from seqrec_jax.data import format
+from seqrec_jax.errors import InputError
+
+TITLES = {"movie_title": "title"}
+MAX_TOKENS = {"title": 40, "brand": 8, "keywords": 16}
+
+
+def _read_items(path: Path, max_tokens: Mapping[str, int]) -> tuple[list[str], dict[str, list[str]], dict[str, int]]:
+    """Item ids, raw texts of the features that the file has, and what was left out."""
+    table = atomic_files.read(path, ["item_id"])
+    table = table.rename_columns([TITLES.get(name, name) for name in table.column_names])
+    features = [name for name in max_tokens if name in table.column_names]
+    if not features:
+        raise InputError(f"{path}, line 1: has none of the text columns {', '.join([*max_tokens, *TITLES])}")
+    ids = table["item_id"].to_pylist()
+    first = {item: row for row, item in reversed(list(enumerate(ids)))}
+    kept = [row for row, item in enumerate(ids) if first[item] == row]
+    texts = {name: table[name].take(kept).to_pylist() for name in features}
+    rejected = {"item listed again": len(ids) - len(kept)} if len(kept) < len(ids) else {}
+    return [ids[row] for row in kept], texts, rejected
+
+
+def _items_table(ids: list[str], texts: Mapping[str, list[str]], tokens: Mapping[str, list[list[int]]]) -> pa.Table:
+    """`items.arrow`, with the padding row first."""
+    columns: dict[str, pa.Array] = {"item_id": pa.array(["", *ids], pa.string())}
+    for name, ids_of_texts in tokens.items():
+        columns[format.tokens_column(name)] = pa.array([[], *ids_of_texts], pa.list_(pa.int32()))
+    for name, values in texts.items():
+        columns[name] = pa.array(["", *values], pa.string())
+    return pa.table(columns)
+
+
+def _by_user(users: pa.ChunkedArray, times: np.ndarray, values: Mapping[str, np.ndarray]) -> pa.Table:
+    """A row per user in order of first appearance, the values in time order, ties in the order of the input."""
+    encoded = users.combine_chunks().dictionary_encode()
+    codes = encoded.indices.to_numpy()
+    order = np.lexsort((times, codes))
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=len(encoded.dictionary)))])
+    lists = {
+        name: pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(column[order]))
+        for name, column in values.items()
+    }
+    return pa.table({"user_id": encoded.dictionary.cast(pa.string()), **lists})
+
+
+def _read_interactions(path: Path, item_ids: list[str]) -> tuple[pa.Table, dict[str, int]]:
+    """`interactions.arrow`, and what was left out."""
+    table = atomic_files.read(path, ["user_id", "item_id", "timestamp"])
+    times = atomic_files.numbers(path, table, "timestamp")
+    values = {"timestamps": np.floor(times).astype(np.int64)}
+    if "rating" in table.column_names:
+        values["ratings"] = atomic_files.numbers(path, table, "rating").astype(np.float32)
+    items = pc.index_in(table["item_id"], pa.array(item_ids, pa.string())).combine_chunks()
+    known = items.is_valid().to_numpy(zero_copy_only=False)
+    rejected = {"item not in the .item file": int((~known).sum())} if not known.all() else {}
+    if not known.any():
+        raise InputError(f"{path}: none of its items is in the .item file")
+    rows = items.fill_null(-1).to_numpy().astype(np.int32) + 1
+    values = {"items": rows, **values}
+    users = table["user_id"].filter(pa.array(known))
+    return _by_user(users, times[known], {name: column[known] for name, column in values.items()}), rejected
+
+
+@gin.configurable
+def convert(
+    source: str = gin.REQUIRED,
+    output: str = gin.REQUIRED,
+    tokenizer_from: str | None = None,
+    vocab_size: int = 30_000,
+    max_tokens: Mapping[str, int] = MAX_TOKENS,
+) -> dict[str, Any]:
+    """Makes a dataset folder from a folder with one `.inter` and one `.item` file.
+
+    `.inter` needs the columns user_id, item_id and timestamp; `.item` needs item_id and a text column. Every item of
+    the `.item` file is in the catalog, an empty text as `unknown`. Repeated interactions stay.
+
+    Args:
+        source: folder of the atomic files.
+        output: folder to make; a dataset there before is replaced.
+        tokenizer_from: SentencePiece model, or a dataset or run that holds one; None trains one on this catalog.
+        vocab_size: pieces of a tokenizer trained here.
+        max_tokens: most tokens of each text feature, in the order in which the model concatenates them; features that
+            the file lacks are passed over. RecBole's `movie_title` counts as `title`.
+
+    Returns:
+        The dataset's manifest.
+
+    Raises:
+        InputError: a file is missing or malformed; the message names file, line and column. Nothing is written.
+    """
+    format.check_output(Path(output))
+    item_path, inter_path = atomic_files.find(Path(source), ".item"), atomic_files.find(Path(source), ".inter")
+    text_tokenizer = None if tokenizer_from is None else tokenizer.load(Path(tokenizer_from))
+    item_ids, texts, rejected_items = _read_items(item_path, max_tokens)
+    interactions, rejected = _read_interactions(inter_path, item_ids)
+
+    normalized = {name: [tokenizer.normalize(text) for text in column] for name, column in texts.items()}
+    if text_tokenizer is None:
+        text_tokenizer = tokenizer.train((text for column in normalized.values() for text in column), vocab_size)
+    features = {name: max_tokens[name] for name in texts}
+    tokens = {name: text_tokenizer.encode(column, features[name]) for name, column in normalized.items()}
+    manifest = format.write_dataset(
+        Path(output),
+        interactions,
+        _items_table(item_ids, texts, tokens),
+        text_tokenizer.model,
+        features=features,
+        vocab_size=text_tokenizer.vocab_size,
+        parameters={"pipeline": "recbole", "vocab_size": vocab_size, "trained_tokenizer": tokenizer_from is None},
+        inputs=[inter_path, item_path],
+        rejected=rejected | rejected_items,
+    )
+    counts = manifest["counts"]
+    logging.info(
+        "%s: %d users, %d items, %d interactions", output, *(counts[n] for n in ("users", "items", "interactions"))
+    )
+    for name, column in texts.items():
+        if unknown := sum(not text.strip() for text in column):
+            logging.info("%s: %d items without %s, kept as %r", output, unknown, name, tokenizer.UNKNOWN)
+    for reason, number in manifest["rejected"].items():
+        logging.warning("%s: %d rows left out: %s", output, number, reason)
+    return manifest

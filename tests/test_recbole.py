@@ -1,0 +1,190 @@
+"""Atomic files to a dataset, with every trap that the format holds."""
+
+import json
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+from conftest import shared_file
+
+from etl import tokenizer
+from etl.recbole import convert
+from seqrec_jax.data.store import open_dataset
+from seqrec_jax.errors import InputError
+
+ITEMS = """item_id:token\ttitle:token_seq\tbrand:token_seq
+a\tRed "Wool" Hat, large\tNorth
+b\t\tSouth
+c\tBlue hat\t
+d\tÉtoile éclair ☕\tNorth
+c\tagain\tWest
+"""
+INTERACTIONS = """user_id:token\titem_id:token\trating:float\ttimestamp:float
+u1\tb\t5\t30
+u2\ta\t4\t1.5e1
+u1\ta\t3\t10
+u1\tc\t2\t30
+u1\ta\t1\t10
+u2\tzzz\t5\t16
+u3\td\t5\t-7.5
+"""
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    (folder / "x.item").write_text(ITEMS, encoding="utf-8")
+    (folder / "x.inter").write_text(INTERACTIONS, encoding="utf-8")
+    return folder
+
+
+def run(source, **settings):
+    output = source.parent / "dataset"
+    return convert(source=str(source), output=str(output), **{"vocab_size": 60} | settings), output
+
+
+def test_rows_order_counts_and_rejections(source):
+    manifest, output = run(source)
+    assert manifest["counts"] == {"users": 3, "items": 4, "interactions": 6}
+    assert manifest["rejected"] == {"item not in the .item file": 1, "item listed again": 1}
+    dataset = open_dataset(output, verify=True)
+    table = dataset.interactions_table
+    assert table["user_id"].to_pylist() == ["u1", "u2", "u3"]
+    assert table["items"].to_pylist() == [[1, 1, 2, 3], [1], [4]]
+    assert table["timestamps"].to_pylist() == [[10, 10, 30, 30], [15], [-8]]
+    assert table["ratings"].to_pylist() == [[3, 1, 5, 2], [4], [5]]
+    assert dataset.items_table["item_id"].to_pylist() == ["", "a", "b", "c", "d"]
+    assert dataset.items_table["title"].to_pylist() == ["", 'Red "Wool" Hat, large', "", "Blue hat", "Étoile éclair ☕"]
+    assert dataset.features == ("title", "brand")
+
+
+def test_an_empty_text_is_unknown(source):
+    _, output = run(source)
+    dataset = open_dataset(output)
+    tokens = tokenizer.load(output).encode([tokenizer.UNKNOWN], 40)[0]
+    assert tokens
+    assert dataset.items_table["title_tokens"][2].as_py() == tokens
+    assert dataset.items_table["brand_tokens"][3].as_py() == tokens
+
+
+def test_the_same_inputs_give_the_same_bytes(source):
+    run(source)
+    first = {path.name: path.read_bytes() for path in (source.parent / "dataset").iterdir()}
+    run(source)
+    assert {path.name: path.read_bytes() for path in (source.parent / "dataset").iterdir()} == first
+    assert str(source.parent) not in json.dumps(json.loads(first["manifest.json"]))
+
+
+def test_windows_line_ends_and_a_missing_last_newline(source):
+    run(source)
+    expected = open_dataset(source.parent / "dataset").interactions_table
+    text = (source / "x.inter").read_text().replace("\n", "\r\n").rstrip("\r\n")
+    (source / "x.inter").write_bytes(text.encode())
+    _, output = run(source)
+    assert open_dataset(output).interactions_table.equals(expected)
+
+
+def test_an_existing_tokenizer_is_used_as_it_is(source):
+    _, output = run(source)
+    model = (output / "tokenizer.model").read_bytes()
+    kept = source.parent / "kept.model"
+    kept.write_bytes(model)
+    (source / "x.item").write_text(ITEMS.replace("Blue hat", "Something else entirely"))
+    manifest, output = run(source, tokenizer_from=str(kept))
+    assert (output / "tokenizer.model").read_bytes() == model
+    assert manifest["parameters"]["trained_tokenizer"] is False
+
+
+def test_a_tokenizer_with_a_piece_at_id_0_is_shifted_so_that_0_stays_padding(source):
+    import io
+
+    import sentencepiece
+
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["red hat blue hat"] * 20),
+        model_writer=out,
+        vocab_size=20,
+        model_type="bpe",
+        minloglevel=2,
+    )
+    (source / "plain.model").write_bytes(out.getvalue())
+    manifest, output = run(source, tokenizer_from=str(source / "plain.model"))
+    tokens = open_dataset(output).items_table["title_tokens"]
+    assert pc.min(pc.list_flatten(tokens)).as_py() >= 1
+    assert manifest["tokenizer"]["vocab_size"] == 21
+
+
+def replaced(name, old, new):
+    def change(source):
+        path = source / name
+        path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+
+    return change
+
+
+BAD = {
+    r"x\.inter, line 1: column 'timestamp' is missing": replaced("x.inter", "timestamp:float", "time:float"),
+    r"x\.inter, line 1: column 'item_id' is missing": replaced("x.inter", "item_id:token", "item:token"),
+    r"x\.inter, line 4: has 3 columns, the header 4": replaced("x.inter", "u1\ta\t3\t10\n", "u1\ta\t3\n"),
+    r"x\.inter, line 5: column 'timestamp' is 'soon', which is no number": replaced("x.inter", "2\t30\n", "2\tsoon\n"),
+    r"x\.inter, line 2: column 'timestamp' is 'nan'": replaced("x.inter", "u1\tb\t5\t30", "u1\tb\t5\tnan"),
+    r"x\.inter, line 8: column 'rating' is ''": replaced("x.inter", "u3\td\t5\t", "u3\td\t\t"),
+    r"x\.item, line 1: has none of the text columns": replaced("x.item", ":token_seq", "_x:token_seq"),
+    r"needs exactly one \*\.item file, has none": lambda source: (source / "x.item").unlink(),
+    r"needs exactly one \*\.inter file, has x\.inter, y\.inter": lambda source: (source / "y.inter").touch(),
+    r"x\.inter: has no rows": lambda source: (source / "x.inter").write_text(INTERACTIONS.split("\n")[0] + "\n"),
+    r"x\.inter, line 1: column 'user_id' is missing": lambda source: (source / "x.inter").write_text(""),
+    r"none of its items is in the \.item file": lambda source: (source / "x.inter").write_text(
+        INTERACTIONS.split("\n")[0] + "\nu\tq\t1\t1\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_bad_input_names_the_place_and_leaves_nothing(source, words):
+    BAD[words](source)
+    with pytest.raises(InputError, match=words) as caught:
+        run(source)
+    assert "\n" not in str(caught.value).split("\n  In call to configurable")[0]
+    assert sorted(path.name for path in source.parent.iterdir()) == ["raw"]
+
+
+def test_an_output_that_is_no_dataset_is_left_alone(source):
+    output = source.parent / "dataset"
+    output.mkdir()
+    (output / "thesis.txt").write_text("precious")
+    with pytest.raises(InputError, match="is not empty and is no dataset"):
+        run(source)
+    assert (output / "thesis.txt").read_text() == "precious"
+
+
+def test_a_wrong_tokenizer_is_refused(source):
+    with pytest.raises(InputError, match="no such tokenizer"):
+        run(source, tokenizer_from=str(source / "none.model"))
+    with pytest.raises(InputError, match="is no SentencePiece model"):
+        run(source, tokenizer_from=str(source / "x.item"))
+
+
+@pytest.mark.parametrize(
+    ("name", "users", "items", "interactions", "features"),
+    [
+        ("amazon-beauty", 22363, 12101, 198502, ("title",)),
+        ("amazon-sports", 35598, 18357, 296337, ("title", "keywords")),
+        ("amazon-office", 3231, 3459, 22447, ("title", "brand")),
+        ("ml-100k", 943, 1682, 100000, ("title",)),
+    ],
+)
+def test_real_data_keeps_every_user_item_and_interaction(tmp_path, name, users, items, interactions, features):
+    manifest = convert(source=str(shared_file(f"data/{name}")), output=str(tmp_path / name), vocab_size=8000)
+    assert manifest["counts"] == {"users": users, "items": items, "interactions": interactions}
+    assert manifest["rejected"] == {}
+    dataset = open_dataset(tmp_path / name)
+    assert dataset.features == features
+    assert (dataset.tokens("title")[1:, 0] > 0).all()
+    if name == "amazon-beauty":
+        assert sum(not title for title in dataset.items_table["title"].to_pylist()[1:]) == 7
+    if name == "amazon-office":
+        bought = np.unique(dataset.items.take(np.arange(dataset.n_interactions)))
+        assert items - len(bought) == 142
