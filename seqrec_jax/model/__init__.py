@@ -1,0 +1,1 @@
+"""Item encoder, transformer, and the recommender that joins them."""

@@ -1,0 +1,22 @@
+"""Parameters as SRT initialises them: N(0, 0.02) for matrices and tables, 0 for biases, 1 for scales."""
+
+import jax
+from flax import nnx
+
+STDDEV = 0.02
+LAYER_NORM_EPSILON = 1e-12
+
+
+def embedding_table(rows: int, size: int, rngs: nnx.Rngs) -> nnx.Param:
+    """A table of rows x size."""
+    return nnx.Param(STDDEV * jax.random.normal(rngs.params(), (rows, size)))
+
+
+def linear(size_in: int, size_out: int, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear map with bias."""
+    return nnx.Linear(size_in, size_out, kernel_init=nnx.initializers.normal(STDDEV), rngs=rngs)
+
+
+def layer_norm(size: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm over the last axis, with scale and bias."""
+    return nnx.LayerNorm(size, epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, rngs=rngs)

@@ -1,0 +1,74 @@
+"""Items from their text: token embeddings, pooled per feature, projected to the transformer's width."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from seqrec_jax.model.initializers import embedding_table, linear
+
+
+def sum_pooling(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Sum of the real tokens' embeddings: [vocabulary, size], [items, tokens] -> [items, size].
+
+    Adds one column of tokens at a time, so that [items, tokens, size] is never held, forward or backward. Padding is
+    read past the table's end, which gives 0 and is skipped in the gradient. On a CPU, for titles cut at 40 tokens,
+    this takes a seventh of the time of gathering all and summing.
+    """
+    columns = jnp.where(tokens == 0, table.shape[0], tokens.astype(jnp.int32)).T
+
+    def embed(column: jax.Array) -> jax.Array:
+        return table.at[column].get(mode="fill", fill_value=0)
+
+    return jax.lax.scan(lambda total, column: (total + embed(column), None), embed(columns[0]), columns[1:])[0]
+
+
+def mean_pooling(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Mean of the real tokens' embeddings; 0 for an item without any."""
+    return sum_pooling(table, tokens) / jnp.maximum((tokens != 0).sum(-1, keepdims=True), 1)
+
+
+def max_pooling(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Greatest value of each dimension over the real tokens; 0 for an item without any."""
+    real = tokens != 0
+    greatest = jnp.where(real[..., None], table[tokens], -jnp.inf).max(-2)
+    return jnp.where(real.any(-1, keepdims=True), greatest, 0)
+
+
+POOLINGS = {"sum": sum_pooling, "mean": mean_pooling, "max": max_pooling}
+
+
+class TextItemEncoder(nnx.Module):
+    """SRT's feature extractor: a token table per text feature, pooled, concatenated, and one linear map with bias.
+
+    Args:
+        vocab_sizes: rows of each feature's token table, in the order of concatenation; row 0 is padding.
+        embedding_size: width of the token tables.
+        hidden_size: width of the item embeddings.
+        pooling: a name of POOLINGS.
+    """
+
+    def __init__(
+        self, vocab_sizes: Mapping[str, int], embedding_size: int, hidden_size: int, pooling: str, *, rngs: nnx.Rngs
+    ):
+        self.features = tuple(vocab_sizes)
+        self.pooling = pooling
+        self.tables = nnx.Dict(
+            {name: embedding_table(size, embedding_size, rngs) for name, size in vocab_sizes.items()}
+        )
+        self.projection = linear(len(self.features) * embedding_size, hidden_size, rngs)
+
+    def __call__(self, tokens: Mapping[str, jax.Array | np.ndarray]) -> jax.Array:
+        """Embeds items.
+
+        Args:
+            tokens: per feature [items, tokens] of token ids, 0 for padding.
+
+        Returns:
+            [items, hidden_size].
+        """
+        pool = POOLINGS[self.pooling]
+        pooled = [pool(self.tables[name][...], jnp.asarray(tokens[name])) for name in self.features]
+        return self.projection(jnp.concatenate(pooled, -1))

@@ -1,0 +1,106 @@
+"""The recommender against a plain NumPy implementation written from the description of SRT."""
+
+from math import erf
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from seqrec_jax.errors import InputError
+from seqrec_jax.model import parameters
+from seqrec_jax.model.recommender import Architecture, build
+
+VOCAB = {"title": 30, "brand": 12}
+
+
+def numpy_layer_norm(x, p, name):
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-12) * p[f"{name}/scale"] + p[f"{name}/bias"]
+
+
+def numpy_items(p, tokens):
+    pooled = [
+        np.stack([p[f"item_encoder/tables/{name}"][ids[ids > 0]].sum(0) for ids in tokens[name]]) for name in VOCAB
+    ]
+    return np.concatenate(pooled, -1) @ p["item_encoder/projection/kernel"] + p["item_encoder/projection/bias"]
+
+
+def numpy_sequence(p, items, n_layers, n_heads):
+    """[length, hidden] of one unpadded history -> [length, hidden]."""
+    length = len(items)
+    x = numpy_layer_norm(items + p["position_table"][:length], p, "norm")
+    for i in range(n_layers):
+
+        def linear(y, name, block=f"blocks/{i}"):
+            return y @ p[f"{block}/{name}/kernel"] + p[f"{block}/{name}/bias"]
+
+        q, k, v = (linear(x, f"attention/{name}") for name in ("query", "key", "value"))
+        heads = []
+        for part in np.split(np.arange(x.shape[1]), n_heads):
+            logits = q[:, part] @ k[:, part].T / np.sqrt(len(part))
+            logits[np.triu_indices(length, 1)] = -np.inf
+            weights = np.exp(logits - logits.max(-1, keepdims=True))
+            heads.append(weights / weights.sum(-1, keepdims=True) @ v[:, part])
+        x = numpy_layer_norm(x + linear(np.concatenate(heads, -1), "attention/output"), p, f"blocks/{i}/attention/norm")
+        inner = linear(x, "feed_forward/inner")
+        inner = inner * 0.5 * (1 + np.vectorize(erf)(inner / np.sqrt(2)))
+        x = numpy_layer_norm(x + linear(inner, "feed_forward/output"), p, f"blocks/{i}/feed_forward/norm")
+    return x
+
+
+@pytest.mark.parametrize(("n_layers", "n_heads", "embedding_size"), [(1, 1, None), (3, 4, 24), (2, 2, 8)])
+def test_outputs_equal_plain_numpy(n_layers, n_heads, embedding_size):
+    rng = np.random.default_rng(0)
+    architecture = Architecture(
+        n_layers=n_layers, n_heads=n_heads, hidden_size=16, inner_size=40, embedding_size=embedding_size, max_length=7
+    )
+    graph, params = build(architecture, VOCAB, seed=1)
+    p = {name: rng.normal(0, 0.3, array.shape) for name, array in parameters.named(params).items()}
+    model = nnx.merge(graph, parameters.from_named(params, {n: jnp.asarray(a, jnp.float32) for n, a in p.items()}))
+    tokens = {name: rng.integers(0, size, (9, 5)) for name, size in VOCAB.items()}
+    items = numpy_items(p, tokens)
+    np.testing.assert_allclose(model.encode_items(tokens), items, atol=2e-5)
+
+    history = [3, 1, 1, 8, 5]
+    expected = numpy_sequence(p, items[history], n_layers, n_heads)
+    padded = np.array([[*history, 0, 0]])
+    columns = np.arange(7)
+    outputs = model.encode_sequences(
+        jnp.asarray(items, jnp.float32)[padded], (columns < 5).astype(int)[None], columns[None]
+    )
+    np.testing.assert_allclose(outputs[0, :5], expected, atol=5e-5)
+
+
+def test_pooling_leaves_padding_out():
+    tokens = {"title": np.array([[3, 4, 0], [5, 0, 0]]), "brand": np.array([[1], [2]])}
+    for pooling in ("sum", "mean", "max"):
+        graph, params = build(Architecture(hidden_size=8, n_heads=1, pooling=pooling), VOCAB, seed=0)
+        longer = {name: np.pad(ids, ((0, 0), (0, 3))) for name, ids in tokens.items()}
+        model = nnx.merge(graph, params)
+        np.testing.assert_array_equal(model.encode_items(tokens), model.encode_items(longer))
+
+
+def test_initialisation_is_the_papers():
+    _, params = build(Architecture(hidden_size=64, inner_size=256), {"title": 5000}, seed=3)
+    for name, array in parameters.named(params).items():
+        if name.endswith("/scale"):
+            assert (array == 1).all()
+        elif name.endswith("/bias"):
+            assert (array == 0).all()
+        else:
+            assert abs(float(array.std()) - 0.02) < 0.002
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"hidden_size": 65}, "Architecture.hidden_size = 65 is not divisible by Architecture.n_heads = 2"),
+        ({"pooling": "median"}, "Architecture.pooling = 'median'"),
+        ({"hidden_dropout": 1.0}, "Architecture.hidden_dropout"),
+        ({"n_layers": 0}, "Architecture.n_layers = 0"),
+    ],
+)
+def test_impossible_shapes_are_refused(wrong, words):
+    with pytest.raises(InputError, match=words):
+        Architecture(**wrong)
