@@ -1,0 +1,30 @@
+"""Cross entropy against a target's logit and its competitors'."""
+
+import jax
+import jax.numpy as jnp
+
+MASKED_LOGIT = -655.04
+"""What the reference gives a negative that equals its target: float16's minimum divided by 100."""
+
+
+def cross_entropy(
+    positive: jax.Array, negatives: jax.Array, temperature: float = 1.0, label_smoothing: float = 0.0
+) -> jax.Array:
+    """Cross entropy of a softmax over the positive and its negatives.
+
+    Args:
+        positive: [targets] float32 logits.
+        negatives: [targets, n] float32 logits.
+        temperature: divides every logit.
+        label_smoothing: this share of the label goes evenly to all n + 1 logits (as in PyTorch).
+
+    Returns:
+        [targets] float32.
+    """
+    positive, negatives = positive / temperature, negatives / temperature
+    log_normalizer = jnp.logaddexp(positive, jax.nn.logsumexp(negatives, -1))
+    loss = log_normalizer - positive
+    if label_smoothing:
+        mean_logit = (positive + negatives.sum(-1)) / (negatives.shape[-1] + 1)
+        loss = (1 - label_smoothing) * loss + label_smoothing * (log_normalizer - mean_logit)
+    return loss
