@@ -1,0 +1,1 @@
+"""Ranking metrics over the whole catalog, and baselines."""

@@ -1,0 +1,239 @@
+"""Where targets rank among the catalog, in blocks: never a users x items matrix."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Mapping
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
+
+from seqrec_jax.data.batches import Batch, PackedBatches, prefetch
+from seqrec_jax.data.packing import histories, pack
+from seqrec_jax.data.split import Targets
+from seqrec_jax.data.store import Dataset
+from seqrec_jax.errors import InputError
+
+ITEMS_PER_BLOCK = 4096
+TARGETS_PER_SAMPLED_BLOCK = 16
+TIE = 1e-6
+"""Scores closer than this, relative to 1 + |target's score|, are ties: kernels' float32 sums differ by as much."""
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """How targets are ranked.
+
+    Attributes:
+        mode: `full` for the whole catalog, or `sampled<N>` for N uniform negatives a target, fixed by the seed.
+        ks: cut-offs of the metrics.
+        mask_seen: leave the items of the user's history out of the ranking (the target never is).
+        rows: packed rows of an evaluation batch.
+        seed: of the sampled negatives.
+    """
+
+    mode: str = "full"
+    ks: tuple[int, ...] = (5, 10, 20)
+    mask_seen: bool = False
+    rows: int = 64
+    seed: int = 2020
+
+    def __post_init__(self):
+        if not re.fullmatch(r"full|sampled[1-9]\d*", self.mode):
+            raise InputError(f"Ranking.mode = {self.mode!r} is neither 'full' nor 'sampled<N>', such as 'sampled10000'")
+        if not self.ks or any(k < 1 for k in self.ks):
+            raise InputError(f"Ranking.ks = {self.ks} must hold numbers from 1")
+
+    @property
+    def n_sampled(self) -> int | None:
+        """Negatives a target; None ranks the whole catalog."""
+        return None if self.mode == "full" else int(self.mode.removeprefix("sampled"))
+
+
+def _beaten_by_catalog(outputs: jax.Array, catalog: jax.Array, targets: jax.Array, bar: jax.Array) -> jax.Array:
+    """How many items other than the target score at least `bar`: [targets] int32; see rank_targets."""
+    n_rows = catalog.shape[0]
+    n_blocks = -(-n_rows // ITEMS_PER_BLOCK)
+    blocks = jnp.pad(catalog, ((0, n_blocks * ITEMS_PER_BLOCK - n_rows), (0, 0)))
+    blocks = blocks.reshape(n_blocks, ITEMS_PER_BLOCK, -1)
+
+    def count(beaten, block):
+        first, embeddings = block
+        items = first + jnp.arange(ITEMS_PER_BLOCK)
+        above = outputs @ embeddings.T >= bar[:, None]
+        competes = (items >= 1) & (items < n_rows) & (items != targets[:, None])
+        return beaten + (above & competes).sum(1, dtype=jnp.int32), None
+
+    firsts = jnp.arange(n_blocks) * ITEMS_PER_BLOCK
+    return jax.lax.scan(count, jnp.zeros_like(targets), (firsts, blocks))[0]
+
+
+def _beaten_by_sample(
+    outputs: jax.Array, catalog: jax.Array, targets: jax.Array, bar: jax.Array, keys: jax.Array, n: int
+) -> jax.Array:
+    """How many of n uniform draws of other items score at least `bar`: [targets] int32."""
+    n_items = catalog.shape[0] - 1
+
+    def count(part):
+        output, target, least, key = part
+        draws = jax.random.randint(key, (n,), 1, n_items)
+        draws = draws + (draws >= target)
+        return (catalog[draws] @ output >= least).sum(dtype=jnp.int32)
+
+    return jax.lax.map(
+        count, (outputs, targets, bar, keys), batch_size=min(TARGETS_PER_SAMPLED_BLOCK, outputs.shape[0])
+    )
+
+
+def rank_targets(
+    outputs: jax.Array,
+    catalog: jax.Array,
+    targets: jax.Array,
+    ordinals: jax.Array,
+    seen: jax.Array | None,
+    *,
+    n_sampled: int | None,
+    seed: int,
+) -> jax.Array:
+    """Ranks of targets by dot product, ties broken against them.
+
+    Args:
+        outputs: [targets, hidden].
+        catalog: [n_items + 1, hidden]; row 0 is padding.
+        targets: [targets] int32, catalog items.
+        ordinals: [targets] int32, which seed each target's sample.
+        seen: [targets, most] int32 distinct items to leave out, 0 for padding; or None.
+        n_sampled: None ranks among the whole catalog.
+        seed: of the samples.
+
+    Returns:
+        [targets] int32, 0 for the top.
+    """
+    score = (outputs * catalog[targets]).sum(-1)
+    bar = score - TIE * (1 + jnp.abs(score))
+    if n_sampled is not None:
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), i))(ordinals)
+        return _beaten_by_sample(outputs, catalog, targets, bar, keys, n_sampled)
+    beaten = _beaten_by_catalog(outputs, catalog, targets, bar)
+    if seen is None:
+        return beaten
+
+    def count_seen(part):
+        output, target, least, items = part
+        above = catalog[items] @ output >= least
+        return (above & (items > 0) & (items != target)).sum(dtype=jnp.int32)
+
+    return beaten - jax.lax.map(count_seen, (outputs, targets, bar, seen), batch_size=min(64, outputs.shape[0]))
+
+
+def encode_catalog(graph: nnx.GraphDef) -> Callable[[nnx.State, Mapping[str, jax.Array | np.ndarray]], jax.Array]:
+    """A jitted f(params, tokens) -> [n_items + 1, hidden], in blocks of items."""
+
+    @jax.jit
+    def encode(params: nnx.State, tokens: Mapping[str, jax.Array | np.ndarray]) -> jax.Array:
+        model = nnx.merge(graph, params)
+        n_rows = next(iter(tokens.values())).shape[0]
+        n_blocks = -(-n_rows // ITEMS_PER_BLOCK)
+        blocks = {
+            name: jnp.pad(ids, ((0, n_blocks * ITEMS_PER_BLOCK - n_rows), (0, 0))).reshape(
+                n_blocks, ITEMS_PER_BLOCK, -1
+            )
+            for name, ids in tokens.items()
+        }
+        return jax.lax.map(model.encode_items, blocks).reshape(n_blocks * ITEMS_PER_BLOCK, -1)[:n_rows]
+
+    return encode
+
+
+class TargetRanker:
+    """Ranks a split's targets, from packed histories, over the devices of a mesh.
+
+    Args:
+        graph: of the recommender.
+        dataset: whose targets they are.
+        targets: to rank.
+        ranking: how.
+        max_length: most items of a history that the model reads.
+        mesh: with a `data` axis, the first of its axes.
+    """
+
+    def __init__(
+        self, graph: nnx.GraphDef, dataset: Dataset, targets: Targets, ranking: Ranking, max_length: int, mesh: Mesh
+    ):
+        self._dataset, self._targets, self._ranking = dataset, targets, ranking
+        windows = histories(dataset.offsets, targets, max_length)
+        packing = pack(windows.lengths, max_length)
+        shards = mesh.size
+        rows = min(ranking.rows, -(-max(packing.n_rows, 1) // shards) * shards)
+        rows = -(-rows // shards) * shards
+        self._batches = PackedBatches(
+            dataset.items.take, windows, packing, rows=rows, shards=shards, last_only=True, seed=None
+        )
+        self._most_seen = int(targets.positions.max(initial=1)) if ranking.mask_seen else 0
+        self.encode_catalog = encode_catalog(graph)
+        rank = functools.partial(rank_targets, n_sampled=ranking.n_sampled, seed=ranking.seed)
+        split, whole = PartitionSpec(mesh.axis_names[0]), PartitionSpec()
+        self._place = jax.sharding.NamedSharding(mesh, split)
+
+        def outputs(params: nnx.State, catalog: jax.Array, batch: Batch) -> jax.Array:
+            hidden = nnx.merge(graph, params).encode_sequences(
+                catalog[batch.items][batch.inputs], batch.segments, batch.positions
+            )
+            return hidden.reshape(-1, hidden.shape[-1])[batch.slots]
+
+        def rank_batch(params, catalog, batch, ordinals, seen):
+            return rank(outputs(params, catalog, batch), catalog, batch.items[batch.targets], ordinals, seen)
+
+        def rank_constant(scores, batch, ordinals, seen):
+            ones = jnp.ones((batch.slots.shape[0], 1), scores.dtype)
+            return rank(ones, scores[:, None], batch.items[batch.targets], ordinals, seen)
+
+        mapped = functools.partial(jax.shard_map, mesh=mesh, out_specs=split, check_vma=False)
+        self._rank_batch = jax.jit(mapped(rank_batch, in_specs=(whole, whole, split, split, split)))
+        self._rank_constant = jax.jit(mapped(rank_constant, in_specs=(whole, split, split, split)))
+
+    def _input(self, step: int) -> tuple[list[np.ndarray], tuple]:
+        """A batch on the devices with its targets' ordinals and, where they are masked, the items seen."""
+        windows = self._batches.windows_of(step)
+        slots = self._batches.max_windows_per_shard
+        ordinals = np.zeros((len(windows), slots), np.int32)
+        seen = np.zeros((len(windows), slots, self._most_seen), np.int32) if self._most_seen else None
+        for shard, of_shard in enumerate(windows):
+            ordinals[shard, : len(of_shard)] = of_shard
+            if seen is None:
+                continue
+            for slot, window in enumerate(of_shard):
+                user = self._targets.users[window]
+                start = self._dataset.offsets[user]
+                items = np.unique(self._dataset.items.take(np.arange(start, start + self._targets.positions[window])))
+                seen[shard, slot, : len(items)] = items
+        arrays = (
+            self._batches.batch(step),
+            ordinals.reshape(-1),
+            None if seen is None else seen.reshape(-1, self._most_seen),
+        )
+        return windows, jax.device_put(arrays, self._place)
+
+    def _collect(self, rank: Callable[..., jax.Array]) -> np.ndarray:
+        ranks = np.zeros(len(self._targets.users), np.int64)
+        if not len(ranks):
+            return ranks
+        for windows, arrays in prefetch(self._input, range(self._batches.steps_per_epoch)):
+            by_shard = np.asarray(rank(*arrays)).reshape(len(windows), -1)
+            for of_shard, values in zip(windows, by_shard, strict=True):
+                ranks[of_shard] = values[: len(of_shard)]
+        return ranks
+
+    def ranks(self, params: nnx.State, tokens: Mapping[str, jax.Array | np.ndarray]) -> np.ndarray:
+        """Ranks of all targets by the model: [n] int64, in the order of the targets."""
+        catalog = self.encode_catalog(params, tokens)
+        return self._collect(functools.partial(self._rank_batch, params, catalog))
+
+    def ranks_by_item(self, scores: np.ndarray) -> np.ndarray:
+        """Ranks of all targets by one score an item, the same for every user: [n_items + 1] -> [n] int64."""
+        return self._collect(functools.partial(self._rank_constant, jnp.asarray(scores, jnp.float32)))

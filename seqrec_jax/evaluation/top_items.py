@@ -1,0 +1,68 @@
+"""The best items for histories."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from seqrec_jax.evaluation.ranking import encode_catalog
+
+HISTORIES_PER_BLOCK = 64
+
+
+def top_items(
+    graph: nnx.GraphDef,
+    params: nnx.State,
+    tokens: Mapping[str, jax.Array],
+    histories: Sequence[np.ndarray],
+    *,
+    k: int,
+    max_length: int,
+    exclude_seen: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k items of highest score for each history.
+
+    Args:
+        graph: of the recommender.
+        params: of the recommender.
+        tokens: of the catalog, per feature [n_items + 1, tokens].
+        histories: item rows in time order, each at least one; the last max_length are read.
+        k: items for each.
+        max_length: of the model.
+        exclude_seen: leave the history's own items out.
+
+    Returns:
+        Item rows [histories, k] int32, best first, and their scores [histories, k] float32; where fewer than k items
+        are left, item 0 with score -inf.
+    """
+    catalog = encode_catalog(graph)(params, tokens)
+    k = min(k, catalog.shape[0] - 1)
+
+    @jax.jit
+    def best(params, catalog, inputs, lengths, hidden_items):
+        columns = jnp.arange(inputs.shape[1])
+        segments = (columns < lengths[:, None]).astype(jnp.int32)
+        positions = jnp.broadcast_to(columns, inputs.shape)
+        hidden = nnx.merge(graph, params).encode_sequences(catalog[inputs], segments, positions)
+        scores = hidden[jnp.arange(len(inputs)), lengths - 1] @ catalog.T
+        scores = scores.at[jnp.arange(len(inputs))[:, None], hidden_items].set(-jnp.inf)
+        values, items = jax.lax.top_k(scores, k)
+        return jnp.where(jnp.isfinite(values), items, 0), values
+
+    items, scores = [], []
+    for first in range(0, len(histories), HISTORIES_PER_BLOCK):
+        block = histories[first : first + HISTORIES_PER_BLOCK]
+        inputs = np.zeros((len(block), max_length), np.int32)
+        hidden_items = np.zeros((len(block), 1 + max(map(len, block)) * exclude_seen), np.int32)
+        for row, history in enumerate(block):
+            recent = history[-max_length:]
+            inputs[row, : len(recent)] = recent
+            if exclude_seen:
+                hidden_items[row, : len(history)] = history
+        lengths = np.array([min(len(history), max_length) for history in block], np.int32)
+        block_items, block_scores = best(params, catalog, inputs, lengths, hidden_items)
+        items.append(np.asarray(block_items))
+        scores.append(np.asarray(block_scores))
+    return np.concatenate(items), np.concatenate(scores)

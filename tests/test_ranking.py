@@ -1,0 +1,137 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seqrec_jax.data.split import leave_one_out, train_counts
+from seqrec_jax.errors import InputError
+from seqrec_jax.evaluation import ranking
+from seqrec_jax.evaluation.baselines import popularity_ranks
+from seqrec_jax.evaluation.metrics import per_user, summarize
+from seqrec_jax.evaluation.ranking import Ranking, TargetRanker, rank_targets
+from seqrec_jax.evaluation.top_items import top_items
+from seqrec_jax.model.recommender import Architecture, build
+from seqrec_jax.training.devices import data_mesh, replicate
+
+RNG = np.random.default_rng(0)
+
+
+def ranks_of(outputs, catalog, targets, seen=None, n_sampled=None, ordinals=None):
+    ordinals = np.arange(len(targets)) if ordinals is None else ordinals
+    return np.asarray(
+        rank_targets(
+            jnp.asarray(outputs), jnp.asarray(catalog), jnp.asarray(targets), jnp.asarray(ordinals),
+            None if seen is None else jnp.asarray(seen), n_sampled=n_sampled, seed=1,
+        )
+    )  # fmt: skip
+
+
+@pytest.fixture
+def scored():
+    outputs, catalog = RNG.normal(size=(30, 4)).astype(np.float32), RNG.normal(size=(51, 4)).astype(np.float32)
+    return outputs, catalog, RNG.integers(1, 51, 30)
+
+
+@pytest.mark.parametrize("items_per_block", [7, 51, 4096])
+def test_full_ranks_equal_sorting(scored, items_per_block, monkeypatch):
+    monkeypatch.setattr(ranking, "ITEMS_PER_BLOCK", items_per_block)
+    outputs, catalog, targets = scored
+    scores = outputs @ catalog.T
+    expected = [(np.delete(scores[i], [0, t]) >= scores[i, t]).sum() for i, t in enumerate(targets)]
+    np.testing.assert_array_equal(ranks_of(outputs, catalog, targets), expected)
+
+
+def test_ties_go_against_the_model():
+    catalog = np.ones((11, 2), np.float32)
+    np.testing.assert_array_equal(ranks_of(np.ones((1, 2), np.float32), catalog, np.array([4])), [9])
+
+
+def test_seen_items_are_left_out_but_never_the_target(scored):
+    outputs, catalog, targets = scored
+    scores = outputs @ catalog.T
+    seen = np.array([np.concatenate([RNG.permutation(np.arange(1, 51))[:5], [0, t if i % 2 else 0]])
+                     for i, t in enumerate(targets)])  # fmt: skip
+    expected = []
+    for i, t in enumerate(targets):
+        left = np.setdiff1d(np.arange(1, 51), [*seen[i], t])
+        expected.append((scores[i, left] >= scores[i, t]).sum())
+    for row in seen:  # histories hold distinct items
+        distinct = np.unique(row)
+        row[:] = np.pad(distinct, (0, 7 - len(distinct)))
+    np.testing.assert_array_equal(ranks_of(outputs, catalog, targets, seen=seen), expected)
+
+
+def test_sampled_ranks_are_fixed_by_seed_and_ordinal(scored):
+    outputs, catalog, targets = scored
+    ranks = ranks_of(outputs, catalog, targets, n_sampled=200)
+    order = RNG.permutation(30)
+    again = ranks_of(outputs[order], catalog, targets[order], n_sampled=200, ordinals=order)
+    np.testing.assert_array_equal(again, ranks[order])
+    full = ranks_of(outputs, catalog, targets)
+    assert np.corrcoef(ranks / 200, full / 49)[0, 1] > 0.98
+    assert abs(ranks.mean() / 200 - full.mean() / 49) < 0.02
+
+
+def test_metrics_of_one_rank():
+    assert {name: float(values[0]) for name, values in per_user(np.array([2]), 5).items()} == pytest.approx(
+        {"recall": 1, "hit": 1, "mrr": 1 / 3, "ndcg": 0.5, "precision": 0.2}
+    )
+    assert summarize(np.array([0, 9, 10]), (10,))["recall_at_10"] == pytest.approx(2 / 3)
+    assert summarize(np.zeros(0, int), (10,))["ndcg_at_10"] == 0.0
+
+
+@pytest.fixture
+def model(shop):
+    architecture = Architecture(hidden_size=16, n_heads=2, inner_size=16, max_length=6)
+    graph, params = build(architecture, dict.fromkeys(shop.features, shop.vocab_size), seed=0)
+    params = jax.tree.map(lambda array: 6 * array, params)
+    return graph, params, {name: jnp.asarray(shop.tokens(name)) for name in shop.features}
+
+
+def rank_by(shop, model, n_devices=1, **settings):
+    graph, params, tokens = model
+    mesh = data_mesh(jax.devices()[:n_devices])
+    ranker = TargetRanker(graph, shop, leave_one_out(shop).test, Ranking(**settings), 6, mesh)
+    return ranker, ranker.ranks(replicate(mesh, params), replicate(mesh, tokens))
+
+
+@pytest.mark.parametrize("settings", [{}, {"mask_seen": True}, {"mode": "sampled50"}])
+def test_devices_and_batch_size_do_not_change_a_rank(shop, model, settings):
+    _, ranks = rank_by(shop, model, **settings)
+    assert len(np.unique(ranks)) > 20
+    for n_devices, rows in ((4, 8), (2, 3)):
+        np.testing.assert_array_equal(rank_by(shop, model, n_devices, rows=rows, **settings)[1], ranks)
+
+
+@pytest.mark.parametrize("mask_seen", [False, True])
+def test_ranks_agree_with_the_recommendations(shop, model, mask_seen):
+    graph, params, tokens = model
+    _, ranks = rank_by(shop, model, mask_seen=mask_seen)
+    histories = [shop.user_items(user)[:-1] for user in range(shop.n_users)]
+    items, scores = top_items(graph, params, tokens, histories, k=200, max_length=6, exclude_seen=mask_seen)
+    assert (np.diff(scores[:, :100]) <= 0).all()
+    for user, rank in enumerate(ranks):
+        target = shop.user_items(user)[-1]
+        place = np.flatnonzero(items[user] == target)
+        if len(place):
+            assert abs(place[0] - rank) <= 2  # equal texts tie
+        else:
+            assert mask_seen
+            assert target in histories[user]
+        assert not mask_seen or not np.isin(items[user][items[user] > 0], histories[user]).any()
+
+
+def test_popularity_ranks_by_training_count(shop, model):
+    split = leave_one_out(shop)
+    counts = train_counts(shop, split)
+    ranker, _ = rank_by(shop, model)
+    targets = [shop.user_items(user)[-1] for user in range(shop.n_users)]
+    expected = [(counts[1:] >= counts[target]).sum() - 1 for target in targets]
+    np.testing.assert_array_equal(popularity_ranks(ranker, counts), expected)
+    assert counts.sum() == split.train_lengths.sum()
+
+
+@pytest.mark.parametrize("wrong", [{"mode": "sampled"}, {"mode": "sampled0"}, {"ks": ()}, {"ks": (0,)}])
+def test_wrong_settings_are_refused(wrong):
+    with pytest.raises(InputError):
+        Ranking(**wrong)
