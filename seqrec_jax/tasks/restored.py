@@ -1,0 +1,36 @@
+"""A checkpoint laid over a dataset: what evaluate and recommend start from."""
+
+import numpy as np
+
+from seqrec_jax.data.store import Dataset, open_dataset
+from seqrec_jax.errors import InputError
+from seqrec_jax.training.checkpoint import Restored, restore
+
+
+def open_checkpoint(checkpoint: str, dataset: str) -> tuple[Restored, Dataset, dict[str, np.ndarray]]:
+    """Opens both and gives the catalog's tokens as the checkpoint's model reads them.
+
+    Args:
+        checkpoint: the RUN_DIR of a training run.
+        dataset: dataset folder.
+
+    Returns:
+        The checkpoint, the dataset, and per feature [n_items + 1, tokens] of token ids.
+
+    Raises:
+        InputError: either is missing or damaged, or the dataset's tokens or features are not the model's.
+    """
+    data = open_dataset(dataset, verify=True)
+    restored = restore(checkpoint)
+    if restored.record.tokenizer_sha256 != data.tokenizer_sha256:
+        raise InputError(
+            f"{data.folder}: was made with another tokenizer than the checkpoint's; make it again with "
+            "python -m etl.main --gin_file=gin/etl_recbole.gin "
+            f"--gin_bindings=\"TOKENIZER='{checkpoint}/tokenizer.model'\" and your SOURCE, OUTPUT"
+        )
+    tokens = {}
+    for name, limit in restored.record.max_tokens.items():
+        if name not in data.features:
+            raise InputError(f"{data.folder}: lacks the text feature {name!r} that the checkpoint's model reads")
+        tokens[name] = data.tokens(name, limit)
+    return restored, data, tokens

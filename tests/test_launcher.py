@@ -1,0 +1,120 @@
+"""What a user types, right and wrong: one line that names the place, exit status 2, nothing written."""
+
+import gin
+import pytest
+
+from seqrec_jax.errors import InputError
+from seqrec_jax.launcher import available_gin_files, config_root, configure
+from seqrec_jax.tasks import evaluate, pretrain, quickstart, recommend  # noqa: F401  (they register with Gin)
+
+DATASET, RUN_DIR = "DATASET='d'", "RUN_DIR='r'"
+WRONG = {
+    "no --gin_file; one of: .*gin/quickstart.gin": ([], []),
+    "Gin file not found: gin/quikstart.gin; did you mean 'gin/quickstart.gin'": (["gin/quikstart.gin"], []),
+    r"missing value for DATASET: add --gin_bindings=\"DATASET='...'\"": (["gin/beauty.gin"], [RUN_DIR]),
+    "unknown Gin binding 'DATASETS'; did you mean 'DATASET'": (
+        ["gin/beauty.gin"],
+        [DATASET, RUN_DIR, "DATASETS='x'"],
+    ),
+    "unknown Gin binding 'pretrain.epocs'; did you mean 'pretrain.epochs'": (
+        ["gin/beauty.gin"],
+        [DATASET, RUN_DIR, "pretrain.epocs = 3"],
+    ),
+    "unknown Gin name 'pretain'; did you mean 'pretrain'": (
+        ["gin/beauty.gin"],
+        [DATASET, RUN_DIR, "pretain.epochs = 3"],
+    ),
+    "unknown Gin name 'adamm'; did you mean 'adam": (
+        ["gin/beauty.gin"],
+        [DATASET, RUN_DIR, "pretrain.optimizer = @adamm"],
+    ),
+    "Gin configuration: ": (["gin/beauty.gin"], [DATASET, RUN_DIR, "pretrain.epochs = = 3"]),
+}
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    """The launcher's own entry is registered by seqrec_jax.main."""
+    import seqrec_jax.main  # noqa: F401
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_a_wrong_configuration_is_one_clear_line(words):
+    with pytest.raises(InputError, match=words) as caught:
+        configure(*WRONG[words])
+    assert "\n" not in str(caught.value)
+
+
+def test_an_included_file_that_is_missing_is_named(tmp_path):
+    (tmp_path / "run.gin").write_text("include 'gin/bass.gin'\n")
+    with pytest.raises(InputError, match=r"gin/bass.gin; did you mean 'gin/base.gin'"):
+        configure([str(tmp_path / "run.gin")], [])
+
+
+VALUES = {name: f"{name}='x'" for name in ("DATASET", "RUN_DIR", "CHECKPOINT", "SOURCE", "OUTPUT")}
+
+
+@pytest.mark.parametrize("name", available_gin_files())
+def test_every_gin_file_parses_with_its_macros_and_names_them_at_the_top(name):
+    import etl.main  # noqa: F401
+
+    text = (config_root() / name).read_text()
+    if name == "gin/base.gin":
+        assert "SEED:" in text
+        return
+    bindings = [value for macro, value in VALUES.items() if f"%{macro}" in text]
+    configure([name], bindings)
+    for macro in VALUES:
+        if f"%{macro}" in text:
+            assert f"# {macro}:" in text
+    assert gin.config_is_locked()
+
+
+SCALING = {"n_layers": 16, "inner_size": 256, "embedding_size": 256, "n_negatives": 300, "stopping_step": 20}
+LARGE = {"n_layers": 8, "inner_size": 1024, "embedding_size": 128, "n_negatives": 1000, "stopping_step": 10}
+
+
+@pytest.mark.parametrize(
+    ("name", "bound"),
+    [
+        ("100K", SCALING | {"epochs": 2}),
+        ("500K", SCALING | {"epochs": 50}),
+        ("1M", LARGE | {"epochs": 50}),
+        ("5M", SCALING | {"epochs": 50}),
+        ("10M", LARGE | {"epochs": 10}),
+    ],
+)
+def test_published_configurations(name, bound):
+    configure([f"gin/pretrain_{name}.gin"], [DATASET, RUN_DIR])
+    found = {
+        key: gin.query_parameter(f"{where}.{key}")
+        for where, keys in {
+            "Architecture": ("n_layers", "inner_size", "embedding_size"),
+            "sampled_softmax": ("n_negatives",),
+            "pretrain": ("stopping_step",),
+        }.items()
+        for key in keys
+    }
+    assert found | {"epochs": gin.query_parameter("EPOCHS/gin.macro.value")} == bound
+
+
+def assert_refused(process, words, folder):
+    assert process.returncode == 2, process.stderr
+    lines = [line for line in process.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, process.stderr
+    assert lines[0].startswith("error: ")
+    assert words in lines[0]
+    assert list(folder.iterdir()) == []
+
+
+def test_exit_status_2_and_one_line(run_module, tmp_path):
+    assert_refused(run_module("seqrec_jax.main"), "no --gin_file", tmp_path)
+    assert_refused(run_module("etl.main", "gin/etl_recbole.gin", SOURCE="'s'"), "missing value for OUTPUT", tmp_path)
+    assert_refused(
+        run_module("etl.main", "gin/etl_recbole.gin", SOURCE="'s'", OUTPUT="'o'"), "s: no such folder", tmp_path
+    )
+    assert_refused(
+        run_module("seqrec_jax.main", "gin/beauty.gin", DATASET="'none'", RUN_DIR="'r'"),
+        "none: no such dataset",
+        tmp_path,
+    )
