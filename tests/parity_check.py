@@ -1,0 +1,171 @@
+"""Compares the model with numbers computed by the reference implementation.
+
+    python tests/parity_check.py FILE.npz
+
+Prints the largest error, |a - b| / max(1, |b|), of every quantity in the file; exits 1 if one is above 1e-5.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from seqrec_jax.data.batches import Batch
+from seqrec_jax.losses.negatives import Negatives, Proposal, score_rows
+from seqrec_jax.losses.sampled_softmax import sampled_softmax
+from seqrec_jax.model import parameters
+from seqrec_jax.model.recommender import Architecture, build
+from seqrec_jax.training.step import Catalog, shard_loss
+
+TOLERANCE = 1e-5
+FEATURES = ("title", "brand")
+TABLE = "feature_embed_layer.token_seq_embedding_table.item"
+BLOCK_PARTS = {
+    "multi_head_attention.query": "attention/query",
+    "multi_head_attention.key": "attention/key",
+    "multi_head_attention.value": "attention/value",
+    "multi_head_attention.dense": "attention/output",
+    "multi_head_attention.LayerNorm": "attention/norm",
+    "feed_forward.dense_1": "feed_forward/inner",
+    "feed_forward.dense_2": "feed_forward/output",
+    "feed_forward.LayerNorm": "feed_forward/norm",
+}
+
+
+def our_name(torch_name: str) -> str:
+    """The reference's parameter name to ours."""
+    if torch_name == "position_embedding.weight":
+        return "position_table"
+    if match := re.fullmatch(rf"{re.escape(TABLE)}\.(\d+)\.weight", torch_name):
+        return f"item_encoder/tables/{FEATURES[int(match[1])]}"
+    module, kind = torch_name.rsplit(".", 1)
+    if match := re.fullmatch(r"trm_encoder\.layer\.(\d+)\.(.+)", module):
+        ours = f"blocks/{match[1]}/{BLOCK_PARTS[match[2]]}"
+    else:
+        ours = {"adapter_layer": "item_encoder/projection", "LayerNorm": "norm"}[module]
+    if kind == "bias":
+        return f"{ours}/bias"
+    return f"{ours}/scale" if ours.endswith("norm") else f"{ours}/kernel"
+
+
+def our_array(torch_name: str, array: np.ndarray) -> np.ndarray:
+    """The reference's linear maps are stored [out, in], ours [in, out]."""
+    return array.T if our_name(torch_name).endswith("/kernel") else array
+
+
+def load_model(file) -> tuple[nnx.GraphDef, nnx.State]:
+    """The file's weights in our model, whose shape is read off them."""
+    torch = {name.removeprefix("param/"): file[name] for name in file if name.startswith("param/")}
+    arrays = {our_name(name): our_array(name, value) for name, value in torch.items()}
+    n_layers = 1 + max(int(match[1]) for name in arrays if (match := re.match(r"blocks/(\d+)/", name)))
+    features = [feature for feature in FEATURES if f"item_encoder/tables/{feature}" in arrays]
+    max_length, hidden = arrays["position_table"].shape
+    architecture = Architecture(
+        n_layers=n_layers,
+        n_heads=int(file["n_heads"]),
+        hidden_size=hidden,
+        inner_size=arrays["blocks/0/feed_forward/inner/kernel"].shape[1],
+        embedding_size=arrays[f"item_encoder/tables/{features[0]}"].shape[1],
+        max_length=max_length,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+    )
+    vocab_sizes = {feature: len(arrays[f"item_encoder/tables/{feature}"]) for feature in features}
+    graph, like = build(architecture, vocab_sizes, seed=0)
+    return graph, parameters.from_named(like, {name: jnp.asarray(value) for name, value in arrays.items()})
+
+
+def last_position_batch(file) -> Batch:
+    """The file's histories as unpacked rows, scored at their last position; `items` is the whole catalog."""
+    histories, lengths = file["item_seq"].astype(np.int32), file["item_seq_len"].astype(np.int32)
+    rows, length = histories.shape
+    columns = np.arange(length, dtype=np.int32)
+    return Batch(
+        items=np.arange(len(file["item_title_tokens"]), dtype=np.int32),
+        inputs=histories,
+        segments=(columns < lengths[:, None]).astype(np.int32),
+        positions=np.broadcast_to(columns, histories.shape),
+        slots=np.arange(rows, dtype=np.int32) * length + lengths - 1,
+        targets=file["target"].astype(np.int32),
+        weights=np.ones(rows, np.float32),
+    )
+
+
+def fixed_negatives(items: np.ndarray):
+    """A draw that always yields the given items: [n] for all targets, or [targets, n]."""
+
+    def drawn(key, n, proposal, outputs, encode) -> Negatives:
+        embeddings = encode(jnp.arange(proposal.log_q.shape[0]))
+        if items.ndim == 1:
+            return Negatives(jnp.asarray(items)[None], outputs @ embeddings[items].T)
+        return Negatives(jnp.asarray(items), score_rows(outputs, embeddings, jnp.asarray(items)))
+
+    return drawn
+
+
+def quantities(file) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, our value and the reference's, for everything that the file holds."""
+    graph, params = load_model(file)
+    batch = jax.tree.map(jnp.asarray, last_position_batch(file))
+    tokens = {name: jnp.asarray(file[f"item_{name}_tokens"]) for name in FEATURES if f"item_{name}_tokens" in file}
+    model = nnx.merge(graph, params)
+    embeddings = model.encode_items(tokens)
+    hidden = model.encode_sequences(embeddings[batch.inputs], batch.segments, batch.positions)
+    outputs = hidden.reshape(-1, hidden.shape[-1])[batch.slots]
+    yield "item_embedding", embeddings, file["item_embedding"]
+    yield "sequence_output", outputs, file["sequence_output"]
+    yield "full_scores", outputs @ embeddings.T, file["full_scores"]
+
+    log_q = jnp.asarray(np.log(file["item_popularity"].astype(np.float64) + 1e-16), jnp.float32)
+    n_items = len(log_q) - 1
+    catalog = Catalog(tokens, Proposal(log_q, jnp.ones(n_items), jnp.arange(1, n_items + 1, dtype=jnp.int32)))
+    key = jax.random.key(0)
+    for kind in ("local", "global"):
+        negatives = fixed_negatives(file[f"{kind}/negatives"].astype(np.int32))
+
+        def mean_loss(params, negatives=negatives):
+            def loss(*args):
+                return sampled_softmax(*args, negatives=negatives)
+
+            total, weight = shard_loss(graph, loss, params, catalog, batch, key, None)
+            return total / weight
+
+        value, grads = jax.jit(jax.value_and_grad(mean_loss))(params)
+        grads = parameters.named(grads)
+        yield f"{kind}/loss", value, file[f"{kind}/loss"]
+        for name in file:
+            if name.startswith(f"{kind}/grad/"):
+                torch_name = name.removeprefix(f"{kind}/grad/")
+                yield name, grads[our_name(torch_name)], our_array(torch_name, file[name])
+
+
+def error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Largest |a - b| / max(1, |b|)."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    if ours.shape != theirs.shape:
+        raise SystemExit(f"shape {ours.shape} where the reference has {theirs.shape}")
+    return float((np.abs(ours - theirs) / np.maximum(1, np.abs(theirs))).max())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("file", type=Path)
+    with np.load(parser.parse_args().file) as npz:
+        file = dict(npz)
+    worst = 0.0
+    for name, ours, theirs in quantities(file):
+        value = error(ours, theirs)
+        worst = max(worst, value if np.isfinite(value) else np.inf)
+        print(f"{value:.2e}  {name}")
+    print(f"{worst:.2e}  largest; {'agrees' if worst <= TOLERANCE else 'DIFFERS'} at {TOLERANCE:.0e}")
+    sys.exit(worst > TOLERANCE)
+
+
+if __name__ == "__main__":
+    main()
