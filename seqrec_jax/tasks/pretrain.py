@@ -149,10 +149,13 @@ def pretrain(
         data.name, batches.n_targets, batches.steps_per_epoch, 100 * batches.packing.fill,
         parameters.count(params), parameters.count(params, with_tables=False),
     )  # fmt: skip
-    write_text(run_path / CONFIG, gin.operative_config_str())
     tracker = Tracker()
     finished = False
     try:
+        config = gin.operative_config_str()
+        logging.info("operative configuration:\n%s", config)
+        write_text(run_path / CONFIG, config)
+        tracker.log_artifact(run_path / CONFIG)
         tracker.log_params(
             reference_params(data, record, params, batches.n_targets, train_batch_size)
             | {"epochs": epochs, "seed": seed, "loss_positions": loss_positions, "evaluation_mode": ranking.mode}
@@ -182,9 +185,7 @@ def pretrain(
         )
         results["params_sha256"] = parameters.sha256(params)
         write_text(run_path / RESULTS, json.dumps(results, indent=2) + "\n")
-        write_text(run_path / CONFIG, gin.operative_config_str())
-        for name in (CONFIG, RESULTS):
-            tracker.log_artifact(run_path / name)
+        tracker.log_artifact(run_path / RESULTS)
         finished = True
     finally:
         tracker.close(finished)
