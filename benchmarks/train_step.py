@@ -1,6 +1,6 @@
 """Targets per second of the single pass over packed rows against one padded prefix a target, in one process.
 
-    python benchmarks/train_step.py --dataset DIR [--batch 128 1024] [--json FILE]
+    python benchmarks/train_step.py --dataset DIR [--batch 128 1024 3200] [--json FILE]
 
 Both schemes train the same model on the same dataset with the same loss and as many targets a step. They take turns,
 and the medians are over the turns.
@@ -24,6 +24,7 @@ from seqrec_jax.losses.sampled_softmax import sampled_softmax
 from seqrec_jax.model.recommender import Architecture, build
 from seqrec_jax.tasks.training_data import item_tokens, training_batches
 from seqrec_jax.training.devices import data_mesh, replicate, split_rows
+from seqrec_jax.training.host_memory import keep_freed_memory
 from seqrec_jax.training.optimizer import adam, constant
 from seqrec_jax.training.step import Catalog, TrainState, make_train_step
 
@@ -82,7 +83,7 @@ class Scheme:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dataset", required=True, help="dataset folder")
-    parser.add_argument("--batch", type=int, nargs="+", default=[128, 1024], help="targets a step")
+    parser.add_argument("--batch", type=int, nargs="+", default=[128, 1024, 3200], help="targets a step")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--heads", type=int, default=2)
     parser.add_argument("--hidden", type=int, default=64)
@@ -92,6 +93,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4, help="of a turn")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    keep_freed_memory()
     dataset = open_dataset(args.dataset)
     architecture = Architecture(
         n_layers=args.layers,

@@ -6,6 +6,7 @@ import gin
 
 from seqrec_jax.launcher import launch
 from seqrec_jax.tasks import evaluate, pretrain, quickstart, recommend  # noqa: F401  (they register with Gin)
+from seqrec_jax.training.host_memory import keep_freed_memory
 
 
 @gin.configurable
@@ -16,6 +17,7 @@ def run(task: Callable[[], object] = gin.REQUIRED) -> None:
 
 def main() -> None:
     """Entry point."""
+    keep_freed_memory()
     launch(run)
 
 

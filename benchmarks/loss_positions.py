@@ -1,0 +1,141 @@
+"""Accuracy of the single pass against one padded prefix a target, at equal targets a step and an epoch.
+
+    python benchmarks/loss_positions.py --dataset DIR [--epochs 20] [--batch 128] [--seeds 1] [--json FILE]
+
+Both schemes train the same model with the same loss, schedule and number of steps; valid NDCG@10 is printed by targets
+seen, and at the end the difference of the best checkpoints with its 95 % paired bootstrap interval over users.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import gin
+import numpy as np
+from mlflow import MlflowClient
+
+from seqrec_jax.data.split import leave_one_out
+from seqrec_jax.data.store import open_dataset
+from seqrec_jax.evaluation.metrics import per_user
+from seqrec_jax.evaluation.ranking import Ranking, TargetRanker
+from seqrec_jax.tasks.pretrain import pretrain
+from seqrec_jax.tasks.restored import open_checkpoint
+from seqrec_jax.training.devices import data_mesh, replicate
+from seqrec_jax.training.host_memory import keep_freed_memory
+
+METRIC, K = "ndcg_at_10", 10
+RESAMPLES = 10_000
+SETTINGS = """
+Architecture.n_layers = 2
+Architecture.n_heads = 2
+Architecture.hidden_size = 64
+Architecture.inner_size = 64
+Architecture.hidden_dropout = {dropout}
+Architecture.attention_dropout = {dropout}
+sampled_softmax.negatives = @shared
+sampled_softmax.n_negatives = 300
+adamw.b2 = 0.98
+one_cycle.learning_rate = {learning_rate}
+pretrain.optimizer = @adamw
+pretrain.stopping_step = 0
+pretrain.valid_metric = '{metric}'
+Ranking.ks = ({k},)
+Tracker.uri = '{uri}'
+Tracker.experiment = '{experiment}'
+"""
+
+
+def train(dataset: str, folder: Path, positions: str, seed: int, args: argparse.Namespace) -> dict:
+    """A whole run: its curve of validation by targets seen, seconds, and NDCG of every validation user."""
+    uri, experiment = f"sqlite:///{folder}/mlruns.sqlite", f"{positions}-{seed}"
+    gin.clear_config()
+    gin.parse_config(
+        SETTINGS.format(
+            dropout=args.dropout, learning_rate=args.learning_rate, metric=METRIC, k=K, uri=uri, experiment=experiment
+        )
+    )
+    run_dir = str(folder / experiment)
+    results = pretrain(
+        dataset=dataset,
+        run_dir=run_dir,
+        seed=seed,
+        epochs=args.epochs,
+        train_batch_size=args.batch,
+        loss_positions=positions,
+        eval_every=args.eval_every,
+    )
+    client = MlflowClient(uri)
+    experiment_id = client.get_experiment_by_name(experiment).experiment_id
+    history = client.get_metric_history(client.search_runs([experiment_id])[0].info.run_id, f"valid/{METRIC}")
+    targets_per_epoch = results["train"]["targets"] // args.epochs
+
+    restored, data, tokens = open_checkpoint(run_dir, dataset)
+    mesh = data_mesh()
+    max_length = restored.record.architecture.max_length
+    ranker = TargetRanker(restored.graph, data, leave_one_out(data).valid, Ranking(), max_length, mesh)
+    ranks = ranker.ranks(replicate(mesh, restored.params), replicate(mesh, tokens))
+    return {
+        "curve": [(point.step * targets_per_epoch, point.value) for point in history],
+        "steps": results["train"]["steps"],
+        "seconds": results["train"]["seconds"],
+        "ndcg": per_user(ranks, K)["ndcg"],
+    }
+
+
+def interval(differences: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of [users] differences."""
+    rng = np.random.default_rng(0)
+    means = [differences[rng.integers(len(differences), size=len(differences))].mean() for _ in range(RESAMPLES)]
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--dataset", required=True, help="dataset folder")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--eval-every", type=int, default=2, help="epochs between evaluations")
+    parser.add_argument("--batch", type=int, default=128, help="targets a step")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each scheme; users' scores are averaged")
+    parser.add_argument("--dropout", type=float, default=0.2)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    keep_freed_memory()
+    runs: dict[str, list[dict]] = {"all": [], "last": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(args.seeds):
+            for positions, done in runs.items():
+                done.append(train(args.dataset, Path(folder), positions, seed, args))
+    name = open_dataset(args.dataset).name
+    print(f"{name}: valid {METRIC} by targets seen, {args.batch} targets a step, mean of {args.seeds} seeds")
+    print(f"{'targets':>10} {'all':>8} {'last':>8}")
+    for place, (targets, _) in enumerate(runs["all"][0]["curve"]):
+        of_all, of_last = (np.mean([run["curve"][place][1] for run in runs[p]]) for p in ("all", "last"))
+        print(f"{targets:>10} {of_all:>8.4f} {of_last:>8.4f}")
+    users = {positions: np.mean([run["ndcg"] for run in done], axis=0) for positions, done in runs.items()}
+    low, high = interval(users["all"] - users["last"])
+    summary = {
+        "dataset": name,
+        "difference": float((users["all"] - users["last"]).mean()),
+        "interval": [low, high],
+        **{
+            positions: {
+                "best": float(users[positions].mean()),
+                "curves": [run["curve"] for run in done],
+                "steps": done[0]["steps"],
+                "seconds": float(np.mean([run["seconds"] for run in done])),
+            }
+            for positions, done in runs.items()
+        },
+    }
+    for positions in runs:
+        of = summary[positions]
+        print(f"{positions:>5}: best {of['best']:.4f}, {of['steps']} steps, {of['seconds']:.0f} s of training")
+    print(f"all - last: {summary['difference']:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}")
+    if args.json:
+        args.json.write_text(json.dumps(summary, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
