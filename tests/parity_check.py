@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from seqrec_jax.data.batches import Batch
-from seqrec_jax.losses.negatives import Negatives, Proposal, score_rows
+from seqrec_jax.losses.negatives import Keys, Negatives, Proposal, score_rows
 from seqrec_jax.losses.sampled_softmax import sampled_softmax
 from seqrec_jax.model import parameters
 from seqrec_jax.model.recommender import Architecture, build
@@ -102,7 +102,7 @@ def last_position_batch(file) -> Batch:
 def fixed_negatives(items: np.ndarray):
     """A draw that always yields the given items: [n] for all targets, or [targets, n]."""
 
-    def drawn(key, n, proposal, outputs, encode) -> Negatives:
+    def drawn(keys, n, proposal, outputs, encode) -> Negatives:
         embeddings = encode(jnp.arange(proposal.log_q.shape[0]))
         if items.ndim == 1:
             return Negatives(jnp.asarray(items)[None], outputs @ embeddings[items].T)
@@ -127,7 +127,7 @@ def quantities(file) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     log_q = jnp.asarray(np.log(file["item_popularity"].astype(np.float64) + 1e-16), outputs.dtype)
     n_items = len(log_q) - 1
     catalog = Catalog(tokens, Proposal(log_q, jnp.ones(n_items), jnp.arange(1, n_items + 1, dtype=jnp.int32)))
-    key = jax.random.key(0)
+    keys = Keys(jax.random.key(0), jax.random.key(0))
     for kind in ("local", "global"):
         negatives = fixed_negatives(file[f"{kind}/negatives"].astype(np.int32))
 
@@ -135,7 +135,7 @@ def quantities(file) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
             def loss(*args):
                 return sampled_softmax(*args, negatives=negatives)
 
-            total, weight = shard_loss(graph, loss, params, catalog, batch, key, None)
+            total, weight = shard_loss(graph, loss, params, catalog, batch, keys, None)
             return total / weight
 
         value, grads = jax.jit(jax.value_and_grad(mean_loss))(params)

@@ -7,10 +7,11 @@ import pytest
 
 from seqrec_jax.losses.cross_entropy import cross_entropy
 from seqrec_jax.losses.full_softmax import full_softmax
-from seqrec_jax.losses.negatives import Negatives, popularity
+from seqrec_jax.losses.negatives import Keys, Negatives, popularity
 from seqrec_jax.losses.sampled_softmax import sampled_softmax
 
 COUNTS = np.array([0, 4, 3, 10, 1, 100, 7, 0, 25])
+KEYS = Keys(jax.random.key(0), jax.random.key(1))
 RNG = np.random.default_rng(0)
 TABLE = RNG.normal(size=(9, 4)).astype(np.float32)
 OUTPUTS = RNG.normal(size=(6, 4)).astype(np.float32)
@@ -39,11 +40,11 @@ def test_sampled_softmax_corrects_by_q_and_masks_accidental_hits(temperature):
     drawn = RNG.integers(1, 9, (6, 7))
     drawn[0, 2] = TARGETS[0]
 
-    def fixed(key, n, proposal, outputs, encode):
+    def fixed(keys, n, proposal, outputs, encode):
         return Negatives(jnp.asarray(drawn), jnp.einsum("th,tnh->tn", outputs, encode(drawn)))
 
     loss = sampled_softmax(
-        jax.random.key(0), jnp.asarray(OUTPUTS), jnp.asarray(TARGETS), jnp.asarray(TABLE[TARGETS]),
+        KEYS, jnp.asarray(OUTPUTS), jnp.asarray(TARGETS), jnp.asarray(TABLE[TARGETS]),
         lambda items: jnp.asarray(TABLE)[items], proposal, negatives=fixed, temperature=temperature,
     )  # fmt: skip
     q = (COUNTS + 1.0) / (COUNTS[1:] + 1.0).sum()
@@ -57,7 +58,7 @@ def test_sampled_softmax_corrects_by_q_and_masks_accidental_hits(temperature):
 def test_full_softmax_is_over_the_whole_catalog(temperature, smoothing):
     def mean(outputs):
         return full_softmax(
-            jax.random.key(0), outputs, jnp.asarray(TARGETS), jnp.asarray(TABLE[TARGETS]),
+            KEYS, outputs, jnp.asarray(TARGETS), jnp.asarray(TABLE[TARGETS]),
             lambda items: jnp.asarray(TABLE)[items], popularity(COUNTS),
             temperature=temperature, label_smoothing=smoothing,
         ).mean()  # fmt: skip

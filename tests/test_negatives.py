@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from seqrec_jax.losses.negatives import (
+    Keys,
     alias_table,
     draw,
     encode_distinct,
@@ -43,6 +44,9 @@ def test_drawn_frequencies_are_q(make):
     assert chi_square < 24.3  # 7 degrees of freedom, p = 0.001
 
 
+KEYS = Keys(jax.random.key(1), jax.random.key(2))
+
+
 def encode(table):
     return lambda items: jnp.asarray(table)[items]
 
@@ -51,10 +55,10 @@ def test_local_and_shared_score_what_they_drew():
     rng = np.random.default_rng(0)
     table, outputs = rng.normal(size=(9, 4)).astype(np.float32), rng.normal(size=(150, 4)).astype(np.float32)
     for drawn in (local, shared):
-        negatives = drawn(jax.random.key(1), 6, popularity(COUNTS), jnp.asarray(outputs), encode(table))
+        negatives = drawn(KEYS, 6, popularity(COUNTS), jnp.asarray(outputs), encode(table))
         expected = np.einsum("th,tnh->tn", outputs, table[np.broadcast_to(negatives.items, (150, 6))])
         np.testing.assert_allclose(negatives.logits, expected, atol=1e-5)
-    assert len(np.unique(local(jax.random.key(1), 6, uniform(COUNTS), jnp.asarray(outputs), encode(table)).items)) == 8
+    assert len(np.unique(local(KEYS, 6, uniform(COUNTS), jnp.asarray(outputs), encode(table)).items)) == 8
 
 
 @pytest.mark.parametrize("n_items", [8, 1000])

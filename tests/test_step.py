@@ -8,13 +8,13 @@ import pytest
 from seqrec_jax.data.batches import PackedBatches
 from seqrec_jax.data.packing import all_positions, one_per_row, pack, prefixes
 from seqrec_jax.data.split import leave_one_out, train_counts
-from seqrec_jax.losses.negatives import local, popularity, shared
+from seqrec_jax.losses.negatives import Keys, local, popularity, shared
 from seqrec_jax.losses.sampled_softmax import sampled_softmax
 from seqrec_jax.model import parameters
 from seqrec_jax.model.recommender import Architecture, build
 from seqrec_jax.training.devices import data_mesh, replicate, split_rows
 from seqrec_jax.training.optimizer import adam, constant
-from seqrec_jax.training.step import Catalog, TrainState, make_loss, make_train_step
+from seqrec_jax.training.step import Catalog, TrainState, make_loss_and_grads, make_train_step
 
 LENGTH = 20  # longer than any training sequence of the shop, so that a window is a whole user
 
@@ -39,10 +39,10 @@ def epoch_loss(setting, batches, n_devices=1):
     _, _, graph, params, catalog = setting
     mesh = data_mesh(jax.devices()[:n_devices])
 
-    def loss(key, *args):
-        return sampled_softmax(jax.random.key(7), *args, negatives=shared, n_negatives=30)
+    def loss(keys, *args):
+        return sampled_softmax(Keys(jax.random.key(7), keys.own), *args, negatives=shared, n_negatives=30)
 
-    mean = jax.jit(jax.value_and_grad(make_loss(graph, loss, mesh)))
+    mean = jax.jit(make_loss_and_grads(graph, loss, mesh))
     params, catalog = replicate(mesh, params), replicate(mesh, catalog)
     total, grads, count = 0.0, None, 0.0
     for step in range(batches.steps_per_epoch):

@@ -5,14 +5,14 @@ import jax
 import jax.numpy as jnp
 
 from seqrec_jax.losses.cross_entropy import cross_entropy
-from seqrec_jax.losses.negatives import Encode, Proposal
+from seqrec_jax.losses.negatives import Encode, Keys, Proposal
 
 TARGETS_PER_BLOCK = 128
 
 
 @gin.configurable
 def full_softmax(
-    key: jax.Array,
+    keys: Keys,
     outputs: jax.Array,
     targets: jax.Array,
     target_embeddings: jax.Array,
@@ -25,7 +25,7 @@ def full_softmax(
     """Cross entropy of the target among all items, in blocks of targets; the blocks' logits are made again backward.
 
     Args:
-        key: unused, as nothing is drawn.
+        keys: unused, as nothing is drawn.
         outputs: [targets, hidden], of the transformer.
         targets: [targets] int32, catalog items.
         target_embeddings: [targets, hidden].
@@ -37,7 +37,7 @@ def full_softmax(
     Returns:
         [targets] float32.
     """
-    del key
+    del keys
     catalog = encode(jnp.arange(1, proposal.n_items + 1, dtype=jnp.int32))
 
     @jax.checkpoint

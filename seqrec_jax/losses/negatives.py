@@ -80,6 +80,18 @@ def popularity(counts: np.ndarray) -> Proposal:
     return make_proposal(q / q.sum())
 
 
+class Keys(NamedTuple):
+    """Random keys of a step.
+
+    Attributes:
+        common: the same on every device, for what the devices share.
+        own: another on each device.
+    """
+
+    common: jax.Array
+    own: jax.Array
+
+
 def draw(proposal: Proposal, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Draws items, with replacement: int32 rows of the catalog, from 1 to n_items, of the given shape."""
     cell_key, side_key = jax.random.split(key)
@@ -122,24 +134,24 @@ def encode_distinct(encode: Encode, items: jax.Array, n_items: int) -> tuple[jax
 
 
 @gin.configurable
-def shared(key: jax.Array, n: int, proposal: Proposal, outputs: jax.Array, encode: Encode) -> Negatives:
-    """One set of n negatives for all targets of the step.
+def shared(keys: Keys, n: int, proposal: Proposal, outputs: jax.Array, encode: Encode) -> Negatives:
+    """One set of n negatives for all targets of the step, the same on every device.
 
     Args:
-        key: of the draw.
+        keys: of the draw.
         n: negatives.
         proposal: to draw from.
         outputs: [targets, hidden].
         encode: embeds catalog items.
     """
-    items = draw(proposal, key, (n,))
+    items = draw(proposal, keys.common, (n,))
     return Negatives(items[None], outputs @ encode(items).T)
 
 
 @gin.configurable
-def local(key: jax.Array, n: int, proposal: Proposal, outputs: jax.Array, encode: Encode) -> Negatives:
+def local(keys: Keys, n: int, proposal: Proposal, outputs: jax.Array, encode: Encode) -> Negatives:
     """A set of n negatives for each target; see `shared` for the arguments."""
-    items = draw(proposal, key, (outputs.shape[0], n))
+    items = draw(proposal, keys.own, (outputs.shape[0], n))
     embeddings, where = encode_distinct(encode, items, proposal.n_items)
     return Negatives(items, score_rows(outputs, embeddings, where))
 

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from seqrec_jax.losses.cross_entropy import MASKED_LOGIT, cross_entropy
-from seqrec_jax.losses.negatives import Encode, Negatives, Proposal, local
+from seqrec_jax.losses.negatives import Encode, Keys, Negatives, Proposal, local
 
 
 @gin.configurable
 def sampled_softmax(
-    key: jax.Array,
+    keys: Keys,
     outputs: jax.Array,
     targets: jax.Array,
     target_embeddings: jax.Array,
@@ -20,7 +20,7 @@ def sampled_softmax(
     proposal: Proposal,
     *,
     n_negatives: int = 300,
-    negatives: Callable[[jax.Array, int, Proposal, jax.Array, Encode], Negatives] = local,
+    negatives: Callable[[Keys, int, Proposal, jax.Array, Encode], Negatives] = local,
     temperature: float = 1.0,
     label_smoothing: float = 0.0,
 ) -> jax.Array:
@@ -29,7 +29,7 @@ def sampled_softmax(
     A negative that equals its target is masked. Bengio and Senecal, 2008; SRT, SIGIR 2024.
 
     Args:
-        key: of the negatives.
+        keys: of the negatives.
         outputs: [targets, hidden], of the transformer.
         targets: [targets] int32, catalog items.
         target_embeddings: [targets, hidden].
@@ -43,7 +43,7 @@ def sampled_softmax(
     Returns:
         [targets] float32.
     """
-    drawn = negatives(key, n_negatives, proposal, outputs, encode)
+    drawn = negatives(keys, n_negatives, proposal, outputs, encode)
     positive = (outputs * target_embeddings).sum(-1) - proposal.log_q[targets]
     negative = drawn.logits - proposal.log_q[drawn.items]
     negative = jnp.where(drawn.items == targets[:, None], MASKED_LOGIT, negative)

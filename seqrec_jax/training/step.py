@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from seqrec_jax.data.batches import Batch
-from seqrec_jax.losses.negatives import Proposal
+from seqrec_jax.losses.negatives import Keys, Proposal
 from seqrec_jax.training.devices import DATA_AXIS, REPLICATED, SPLIT
 
 Loss = Callable[..., jax.Array]
@@ -43,7 +43,7 @@ def shard_loss(
     params: nnx.State,
     catalog: Catalog,
     batch: Batch,
-    negatives_key: jax.Array,
+    keys: Keys,
     dropout_key: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Sum of the losses of a device's share of the batch, and the number of its targets.
@@ -58,28 +58,33 @@ def shard_loss(
     embeddings = encode(batch.items)
     hidden = model.encode_sequences(embeddings[batch.inputs], batch.segments, batch.positions, dropout_key)
     outputs = hidden.reshape(-1, hidden.shape[-1])[batch.slots]
-    losses = loss(
-        negatives_key, outputs, batch.items[batch.targets], embeddings[batch.targets], encode, catalog.proposal
-    )
+    losses = loss(keys, outputs, batch.items[batch.targets], embeddings[batch.targets], encode, catalog.proposal)
     return (losses * batch.weights).sum(), batch.weights.sum()
 
 
-def make_loss(graph: nnx.GraphDef, loss: Loss, mesh: Mesh) -> Callable[..., jax.Array]:
-    """The mean loss of a batch over all devices: f(params, catalog, batch, negatives_key, dropout_key or None).
+def make_loss_and_grads(graph: nnx.GraphDef, loss: Loss, mesh: Mesh) -> Callable[..., tuple[jax.Array, nnx.State]]:
+    """The mean loss of a batch over all devices, and its gradient.
 
-    Shared negatives are the same on every device; local ones and dropout differ.
+    Returns:
+        f(params, catalog, batch, negatives_key, dropout_key or None). Each device differentiates the sum over its own
+        share; sums and gradients are then added over the devices, once.
     """
 
     def over_shard(params, catalog, batch, negatives_key, dropout_key):
         shard = jax.lax.axis_index(DATA_AXIS)
+        keys = Keys(negatives_key, jax.random.fold_in(negatives_key, shard))
         dropout_key = None if dropout_key is None else jax.random.fold_in(dropout_key, shard)
-        # Varying from here on, so that gradients are summed over devices once and not at every use of a parameter.
-        params = jax.lax.pcast(params, DATA_AXIS, to="varying")
-        total, weight = shard_loss(graph, loss, params, catalog, batch, negatives_key, dropout_key)
-        return jax.lax.psum(total, DATA_AXIS) / jnp.maximum(jax.lax.psum(weight, DATA_AXIS), 1)
+
+        def share(params):
+            return shard_loss(graph, loss, params, catalog, batch, keys, dropout_key)
+
+        (total, weight), grads = jax.value_and_grad(share, has_aux=True)(params)
+        total, weight, grads = jax.lax.psum((total, weight, grads), DATA_AXIS)
+        weight = jnp.maximum(weight, 1)
+        return total / weight, jax.tree.map(lambda grad: grad / weight, grads)
 
     specs = (REPLICATED, REPLICATED, SPLIT, REPLICATED, REPLICATED)
-    return jax.shard_map(over_shard, mesh=mesh, in_specs=specs, out_specs=REPLICATED)
+    return jax.shard_map(over_shard, mesh=mesh, in_specs=specs, out_specs=REPLICATED, check_vma=False)
 
 
 def make_train_step(
@@ -102,12 +107,12 @@ def make_train_step(
         seed: of dropout and negatives.
         dropout_generator: a JAX PRNG implementation; on a CPU `rbg` takes several times as long as `threefry2x32`.
     """
-    mean_loss = make_loss(graph, loss, mesh)
+    loss_and_grads = make_loss_and_grads(graph, loss, mesh)
 
     def step(state: TrainState, catalog: Catalog, batch: Batch) -> tuple[TrainState, jax.Array]:
         negatives_key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), state.step)
         dropout_key = jax.random.fold_in(jax.random.key(seed, impl=dropout_generator), state.step)
-        value, grads = jax.value_and_grad(mean_loss)(state.params, catalog, batch, negatives_key, dropout_key)
+        value, grads = loss_and_grads(state.params, catalog, batch, negatives_key, dropout_key)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         return TrainState(optax.apply_updates(state.params, updates), optimizer_state, state.step + 1), value
 
