@@ -5,8 +5,11 @@ import inspect
 import logging as std_logging
 import re
 import sys
-from collections.abc import Callable
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import gin
 from absl import app, flags, logging
@@ -64,6 +67,39 @@ def _check_macros(bindings: list[str]) -> None:
             raise InputError(f"unknown Gin binding {match[1]!r}{_nearest(match[1], sorted(used))}")
 
 
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a bound value is of an annotated type; annotations that Gin cannot write as literals always fit."""
+    kind, members = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, member) for member in members)
+    if isinstance(value, gin.config.ConfigurableReference) or not isinstance(kind, type):
+        return True
+    if kind in (tuple, Sequence):
+        return isinstance(value, tuple | list) and all(_fits(element, members[0]) for element in value)
+    if kind is Mapping:
+        return isinstance(value, dict) and all(_fits(element, members[1]) for element in value.values())
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _check_types() -> None:
+    """Every bound value is of the type that its parameter's annotation asks for."""
+    for (_, selector), bindings in gin.config._CONFIG.items():
+        if selector == "gin.macro":
+            continue
+        configurable = gin.config._REGISTRY.get_match(selector).wrapped
+        hints = typing.get_type_hints(configurable.__init__ if inspect.isclass(configurable) else configurable)
+        for parameter, value in bindings.items():
+            name, hint = f"{selector.split('.')[-1]}.{parameter}", hints.get(parameter, Any)
+            if isinstance(value, gin.config.ConfigurableReference) and value.config_key[1] == "gin.macro":
+                macro = value.config_key[0]
+                value, name = gin.query_parameter(f"{macro}/gin.macro.value"), f"{macro} ({name})"
+            if not _fits(value, hint):
+                wanted = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+                raise InputError(f"Gin binding {name} = {value!r} is no {wanted.replace('collections.abc.', '')}")
+
+
 def configure(gin_files: list[str], gin_bindings: list[str]) -> None:
     """Parses and checks the Gin configuration.
 
@@ -72,7 +108,7 @@ def configure(gin_files: list[str], gin_bindings: list[str]) -> None:
         gin_bindings: `name.parameter = value` or `MACRO = value`; later ones win.
 
     Raises:
-        InputError: a file is missing, a name unknown, or a macro without a value.
+        InputError: a file is missing, a name unknown, a macro without a value, or a value of the wrong type.
     """
     if not gin_files:
         raise InputError(f"no --gin_file; one of: {', '.join(available_gin_files())}")
@@ -83,6 +119,7 @@ def configure(gin_files: list[str], gin_bindings: list[str]) -> None:
         for binding in gin_bindings:
             gin.parse_config(binding)
         _check_macros(gin_bindings)
+        _check_types()
         gin.finalize()
     except OSError as error:
         missing = re.search(r"Unable to open file: (.*?)\. Searched", str(error))

@@ -28,6 +28,17 @@ WRONG = {
         ["gin/beauty.gin"],
         [DATASET, RUN_DIR, "pretrain.optimizer = @adamm"],
     ),
+    r"Gin binding RUN_DIR \(pretrain.run_dir\) = 7 is no str": (["gin/beauty.gin"], [DATASET, "RUN_DIR = 7"]),
+    r"Gin binding EPOCHS \(pretrain.epochs\) = '5' is no int": (["gin/beauty.gin"], [DATASET, RUN_DIR, "EPOCHS = '5'"]),
+    r"Gin binding Ranking.ks = 10 is no tuple\[int, \.\.\.\]": (
+        ["gin/beauty.gin"],
+        [DATASET, RUN_DIR, "Ranking.ks = 10"],
+    ),
+    r"Gin binding one_cycle.rise = True is no float": (["gin/beauty.gin"], [DATASET, RUN_DIR, "one_cycle.rise = True"]),
+    r"Gin binding USERS \(recommend.users\) = 'u1' is no Sequence\[str\]": (
+        ["gin/recommend.gin"],
+        [DATASET, "CHECKPOINT='c'", "USERS = 'u1'"],
+    ),
     "Gin configuration: ": (["gin/beauty.gin"], [DATASET, RUN_DIR, "pretrain.epochs = = 3"]),
 }
 
