@@ -1,0 +1,27 @@
+"""The benchmarks run as their docstrings say, on the tiny shop."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "arguments", "words"),
+    [
+        ("train_step.py", ["--batch", "128", "--turns", "1", "--seconds", "0.5"], "ratio"),
+        ("loss_positions.py", ["--epochs", "2", "--batch", "200"], "95 % interval"),
+    ],
+)
+def test_a_benchmark_prints_its_table(shop_folder, tmp_path, script, arguments, words):
+    command = [sys.executable, str(BENCHMARKS / script), "--dataset", str(shop_folder), "--json", "figures.json"]
+    process = subprocess.run(command + arguments, cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert words in process.stdout
+    assert json.loads((tmp_path / "figures.json").read_text())
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
