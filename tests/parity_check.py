@@ -2,9 +2,9 @@
 
     python tests/parity_check.py FILE.npz
 
-Prints the largest error, |a - b| / max(1, |b|), of every quantity in the file: with our arithmetic in float64, so that
-the reference's rounding is all that is left, and in float32, as we train. Exits 1 if one is above 1e-5 in float64, or
-above 1e-4 in float32, where two correct programs may differ by more than 1e-5 in a deep model.
+Prints the largest error, |a - b| / max(1, |b|), of every quantity in the file, and exits 1 if one is above 1e-5 with
+our arithmetic in float32, as we train. The column float64 tells a different formula from rounding: there the
+reference's rounding is all that is left.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from seqrec_jax.model import parameters
 from seqrec_jax.model.recommender import Architecture, build
 from seqrec_jax.training.step import Catalog, shard_loss
 
-TOLERANCES = {"float64": 1e-5, "float32": 1e-4}
+TOLERANCE = 1e-5
 FEATURES = ("title", "brand")
 TABLE = "feature_embed_layer.token_seq_embedding_table.item"
 BLOCK_PARTS = {
@@ -164,7 +164,7 @@ def errors(file) -> dict[str, dict[str, float]]:
 
     with jax.enable_x64(True):
         double = of_each({k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in file.items()})
-    return {"float64": double, "float32": of_each(file)}
+    return {"float32": of_each(file), "float64": double}
 
 
 def main() -> None:
@@ -173,11 +173,12 @@ def main() -> None:
     with np.load(parser.parse_args().file) as npz:
         found = errors(dict(npz))
     print(*found, sep="   ")
-    for name in found["float64"]:
+    for name in found["float32"]:
         print(*(f"{of[name]:.2e}" for of in found.values()), name, sep="  ")
     worst = {precision: max(of.values()) for precision, of in found.items()}
-    agrees = all(worst[precision] <= tolerance for precision, tolerance in TOLERANCES.items())
-    print(*(f"{value:.2e}" for value in worst.values()), f"largest; {'agrees' if agrees else 'DIFFERS'}", sep="  ")
+    agrees = worst["float32"] <= TOLERANCE
+    verdict = f"largest; {'agrees' if agrees else 'DIFFERS'} at {TOLERANCE:.0e}"
+    print(*(f"{value:.2e}" for value in worst.values()), verdict, sep="  ")
     sys.exit(not agrees)
 
 

@@ -93,6 +93,24 @@ def test_four_devices_equal_one(setting):
     )
 
 
+@pytest.mark.parametrize("kind", ["common", "own"])
+def test_each_device_has_its_own_key_beside_the_common_one(setting, kind):
+    shop, split, graph, params, catalog = setting
+    mesh, key = data_mesh(jax.devices()), jax.random.key(11)
+    windows = all_positions(shop.offsets, split, LENGTH)
+    batch = batches_of(shop, windows, pack(windows.lengths, LENGTH), rows=16, shards=4).batch(0)
+
+    def loss(keys, outputs, *_):
+        return jnp.broadcast_to(jax.random.uniform(getattr(keys, kind)), outputs.shape[:1])
+
+    step = jax.jit(make_loss_and_grads(graph, loss, mesh))
+    value, _ = step(replicate(mesh, params), replicate(mesh, catalog), split_rows(mesh, batch), key, None)
+    weights = batch.weights.reshape(4, -1).sum(1)
+    keys = [key if kind == "common" else jax.random.fold_in(key, device) for device in range(4)]
+    expected = np.average([float(jax.random.uniform(key)) for key in keys], weights=weights)
+    assert float(value) == pytest.approx(expected, rel=1e-5)
+
+
 def train(setting, steps, n_devices, negatives):
     shop, split, graph, params, catalog = setting
     mesh = data_mesh(jax.devices()[:n_devices])
