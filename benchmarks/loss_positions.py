@@ -20,10 +20,10 @@ from seqrec_jax.data.split import leave_one_out
 from seqrec_jax.data.store import open_dataset
 from seqrec_jax.evaluation.metrics import per_user
 from seqrec_jax.evaluation.ranking import Ranking, TargetRanker
+from seqrec_jax.host_memory import keep_freed_memory
 from seqrec_jax.tasks.pretrain import pretrain
 from seqrec_jax.tasks.restored import open_checkpoint
 from seqrec_jax.training.devices import data_mesh, replicate
-from seqrec_jax.training.host_memory import keep_freed_memory
 
 METRIC, K = "ndcg_at_10", 10
 RESAMPLES = 10_000

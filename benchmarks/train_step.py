@@ -19,12 +19,12 @@ import numpy as np
 from seqrec_jax.data.batches import prefetch
 from seqrec_jax.data.split import leave_one_out, train_counts
 from seqrec_jax.data.store import open_dataset
+from seqrec_jax.host_memory import keep_freed_memory
 from seqrec_jax.losses.negatives import local, popularity, shared
 from seqrec_jax.losses.sampled_softmax import sampled_softmax
 from seqrec_jax.model.recommender import Architecture, build
 from seqrec_jax.tasks.training_data import item_tokens, training_batches
 from seqrec_jax.training.devices import data_mesh, replicate, split_rows
-from seqrec_jax.training.host_memory import keep_freed_memory
 from seqrec_jax.training.optimizer import adam, constant
 from seqrec_jax.training.step import Catalog, TrainState, make_train_step
 

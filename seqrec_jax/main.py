@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import gin
 
+from seqrec_jax.host_memory import keep_freed_memory
 from seqrec_jax.launcher import launch
 from seqrec_jax.tasks import evaluate, pretrain, quickstart, recommend  # noqa: F401  (they register with Gin)
-from seqrec_jax.training.host_memory import keep_freed_memory
 
 
 @gin.configurable
