@@ -114,13 +114,13 @@ def convert(
     tokens = {name: text_tokenizer.encode(column, features[name]) for name, column in normalized.items()}
     manifest = format.write_dataset(
         Path(output),
-        interactions,
-        _items_table(item_ids, texts, tokens),
+        [interactions],
+        [_items_table(item_ids, texts, tokens)],
         text_tokenizer.model,
         features=features,
         vocab_size=text_tokenizer.vocab_size,
         parameters={"pipeline": "recbole", "vocab_size": vocab_size, "trained_tokenizer": tokenizer_from is None},
-        inputs=[inter_path, item_path],
+        inputs=[format.input_record(inter_path), format.input_record(item_path)],
         rejected=rejected | rejected_items,
     )
     counts = manifest["counts"]

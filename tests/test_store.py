@@ -29,13 +29,47 @@ def test_a_file_of_several_chunks_reads_like_one(shop, folder):
     manifest["sizes"][format.INTERACTIONS] = (folder / format.INTERACTIONS).stat().st_size
     (folder / format.MANIFEST).write_text(json.dumps(manifest))
     chunked = open_dataset(folder)
-    assert len(chunked.items.chunks) > 5
+    assert len(chunked.items.starts) > 5
     np.testing.assert_array_equal(chunked.offsets, shop.offsets)
     everything = np.arange(shop.n_interactions)[::-1]
     np.testing.assert_array_equal(chunked.items.take(everything), shop.items.take(everything))
     np.testing.assert_array_equal(
         train_counts(chunked, leave_one_out(chunked)), train_counts(shop, leave_one_out(shop))
     )
+
+
+def in_pieces(table, pieces):
+    rows = table.num_rows // pieces + 1
+    return [table.slice(first, rows) for first in range(0, table.num_rows, rows)]
+
+
+@pytest.mark.parametrize("most", [1, 50, 10**6])
+def test_the_file_does_not_depend_on_the_pieces_it_was_written_from(shop, folder, tmp_path, monkeypatch, most):
+    monkeypatch.setattr(format, "INTERACTIONS_PER_BATCH", most)
+    monkeypatch.setattr(format, "ITEMS_PER_BATCH", most)
+    users, items = shop.interactions_table, shop.items_table
+    written = []
+    for pieces in (1, 3, 40):
+        output = tmp_path / f"in{pieces}"
+        format.write_dataset(
+            output,
+            in_pieces(users, pieces),
+            in_pieces(items, pieces),
+            b"model",
+            features={"title": 40},
+            vocab_size=7,
+            parameters={},
+            inputs=[],
+            rejected={},
+        )
+        written.append([(output / name).read_bytes() for name in (*format.DATA_FILES, format.MANIFEST)])
+    assert written[0] == written[1] == written[2]
+    dataset = open_dataset(output)
+    assert len(dataset.items.starts) == (1 if most == 10**6 else len(dataset.interactions_table["items"].chunks))
+    everything = np.arange(shop.n_interactions)
+    np.testing.assert_array_equal(dataset.items.take(everything), shop.items.take(everything))
+    assert dataset.manifest["counts"] == shop.manifest["counts"]
+    assert max(len(chunk.values) for chunk in dataset.interactions_table["items"].chunks) <= max(most, 20)
 
 
 def test_tokens_are_padded_and_cut(shop):

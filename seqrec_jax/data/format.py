@@ -8,11 +8,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from seqrec_jax.errors import InputError
 
@@ -28,6 +30,11 @@ INTERACTION_FIELDS = {
     "items": pa.large_list(pa.int32()),
     "timestamps": pa.large_list(pa.int64()),
 }
+
+
+INTERACTIONS_PER_BATCH = 1 << 21
+ITEMS_PER_BATCH = 1 << 17
+"""Most of a record batch in the files, so that neither a writer nor a reader needs to hold a whole file."""
 
 
 def tokens_column(feature: str) -> str:
@@ -64,37 +71,96 @@ def check_output(output: Path) -> None:
         raise InputError(f"{output}: is not empty and is no dataset; bind OUTPUT to another folder")
 
 
-def _write_arrow(path: Path, table: pa.Table) -> None:
-    """Writes an Arrow IPC file of one record batch, which opens as one contiguous memory map."""
-    table = table.combine_chunks()
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
+def check_replaceable(output: Path) -> None:
+    """Refuses an output path that holds something other than a dataset of this schema or nothing.
+
+    Raises:
+        InputError: as `check_output`, or the dataset there is of another schema version.
+    """
+    check_output(output)
+    if (output / MANIFEST).is_file():
+        _read_versioned(output / MANIFEST)
+
+
+def input_record(path: Path) -> dict[str, Any]:
+    """A raw file in the manifest: name, size and SHA-256."""
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def _cut(
+    tables: Iterable[pa.Table], weights: Callable[[pa.Table], np.ndarray], most: int
+) -> Iterator[tuple[pa.Table, int]]:
+    """The same rows in pieces of at most `most` weight (of one row, at least), and each piece's weight.
+
+    Where the cuts lie depends on the rows alone, not on how they came.
+    """
+    held: list[pa.Table] = []
+    total = 0
+    for table in tables:
+        held.append(table)
+        total += int(weights(table).sum())
+        while total > most:
+            together = pa.concat_tables(held)
+            ends = np.cumsum(weights(together))
+            rows = max(1, int(np.searchsorted(ends, most, side="right")))
+            if rows == len(ends):
+                break
+            yield together.slice(0, rows), int(ends[rows - 1])
+            held, total = [together.slice(rows)], total - int(ends[rows - 1])
+    yield pa.concat_tables(held), total
+
+
+def _write_arrow(
+    path: Path, tables: Iterable[pa.Table], weights: Callable[[pa.Table], np.ndarray], most: int
+) -> tuple[int, int]:
+    """Writes an Arrow IPC file in record batches of at most `most` weight; returns its rows and its weight."""
+    rows, weight, writer = 0, 0, None
+    with pa.OSFile(str(path), "wb") as sink:
+        for table, its_weight in _cut(tables, weights, most):
+            writer = writer or pa.ipc.new_file(sink, table.schema)
+            # An empty table beside it makes this a copy, and so the buffers' sizes those of the rows.
+            writer.write_table(pa.concat_tables([table, table.schema.empty_table()]).combine_chunks())
+            rows, weight = rows + table.num_rows, weight + its_weight
+        if writer is not None:
+            writer.close()
+    return rows, weight
+
+
+def _lengths(interactions: pa.Table) -> np.ndarray:
+    return pc.list_value_length(interactions["items"]).to_numpy()
+
+
+def _ones(items: pa.Table) -> np.ndarray:
+    return np.ones(items.num_rows, np.int64)
 
 
 def write_dataset(
     output: Path,
-    interactions: pa.Table,
-    items: pa.Table,
+    interactions: Iterable[pa.Table],
+    items: Iterable[pa.Table],
     tokenizer: bytes,
     *,
     features: Mapping[str, int],
     vocab_size: int,
     parameters: Mapping[str, Any],
-    inputs: Sequence[Path],
+    inputs: Sequence[Mapping[str, Any]],
     rejected: Mapping[str, int],
+    items_without_text: int | None = None,
 ) -> dict[str, Any]:
     """Writes a dataset folder, whole or not at all; the same inputs give the same bytes.
 
     Args:
         output: the folder to make; an existing dataset there is replaced.
-        interactions: a row per user, columns `user_id`, `items`, `timestamps`, optional `ratings`.
-        items: a row per item, row 0 padding; `item_id`, `<feature>_tokens` and `<feature>` per feature.
+        interactions: a row per user, columns `user_id`, `items`, `timestamps`, optional `ratings`; in one table or,
+            so that it need not be held in memory, in several, at least one.
+        items: a row per item, row 0 padding; `item_id`, `<feature>_tokens` and `<feature>` per feature; likewise.
         tokenizer: the serialized SentencePiece model.
         features: text features and the most tokens that each may have.
         vocab_size: token ids lie in [0, vocab_size), 0 being padding.
         parameters: of the pipeline that made it, for the manifest.
-        inputs: the raw files, recorded by name, size and SHA-256.
+        inputs: the raw files, as `input_record` gives them.
         rejected: rows left out, by reason.
+        items_without_text: items kept as `unknown` because nothing is known of them, where that was counted.
 
     Returns:
         The manifest.
@@ -105,29 +171,42 @@ def write_dataset(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        _write_arrow(partial / INTERACTIONS, interactions)
-        _write_arrow(partial / ITEMS, items)
+        n_users, n_interactions = _write_arrow(partial / INTERACTIONS, interactions, _lengths, INTERACTIONS_PER_BATCH)
+        n_items, _ = _write_arrow(partial / ITEMS, items, _ones, ITEMS_PER_BATCH)
         (partial / TOKENIZER).write_bytes(tokenizer)
         manifest = {
             "schema_version": SCHEMA_VERSION,
-            "counts": {
-                "users": interactions.num_rows,
-                "items": items.num_rows - 1,
-                "interactions": len(interactions["items"].combine_chunks().flatten()),
-            },
+            "counts": {"users": n_users, "items": n_items - 1, "interactions": n_interactions},
             "features": [{"name": name, "max_tokens": most} for name, most in features.items()],
             "tokenizer": {"sha256": hashlib.sha256(tokenizer).hexdigest(), "vocab_size": vocab_size},
             "parameters": dict(parameters),
-            "inputs": [{"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in inputs],
+            "inputs": [dict(record) for record in inputs],
             "rejected": dict(rejected),
             "sizes": {name: (partial / name).stat().st_size for name in DATA_FILES},
             "checksums": {name: sha256_of(partial / name) for name in DATA_FILES},
         }
+        if items_without_text is not None:
+            manifest["items_without_text"] = items_without_text
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
         replace_folder(partial, output)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    return manifest
+
+
+def _read_versioned(path: Path) -> dict[str, Any]:
+    """A manifest of this program's schema version."""
+    try:
+        manifest = json.loads(path.read_text())
+        version, _ = manifest["schema_version"], manifest["sizes"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: is damaged ({error}); make the dataset again with etl") from error
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{path}: schema version {version}, but this program reads {SCHEMA_VERSION}; make it again with etl, after "
+            f"removing {path.parent}"
+        )
     return manifest
 
 
@@ -144,15 +223,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{folder}: has no {MANIFEST}, so it is no dataset, or an incomplete one; make it again with etl"
         )
-    try:
-        manifest = json.loads(path.read_text())
-        version, sizes = manifest["schema_version"], manifest["sizes"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: is damaged ({error}); make the dataset again with etl") from error
-    if version != SCHEMA_VERSION:
-        raise InputError(
-            f"{path}: schema version {version}, but this program reads {SCHEMA_VERSION}; make it again with etl"
-        )
+    manifest = _read_versioned(path)
+    sizes = manifest["sizes"]
     for name in DATA_FILES:
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: is missing; the dataset is incomplete, make it again with etl")
