@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from absl import logging
 
-from etl import atomic_files, tokenizer
+from etl import tokenizer
+from etl.by_user import sequences_by_first_appearance
+from etl.raw import atomic_files
 from seqrec_jax.data import format
 from seqrec_jax.errors import InputError
 
@@ -43,19 +45,6 @@ def _items_table(ids: list[str], texts: Mapping[str, list[str]], tokens: Mapping
     return pa.table(columns)
 
 
-def _by_user(users: pa.ChunkedArray, times: np.ndarray, values: Mapping[str, np.ndarray]) -> pa.Table:
-    """A row per user in order of first appearance, the values in time order, ties in the order of the input."""
-    encoded = users.combine_chunks().dictionary_encode()
-    codes = encoded.indices.to_numpy()
-    order = np.lexsort((times, codes))
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=len(encoded.dictionary)))])
-    lists = {
-        name: pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(column[order]))
-        for name, column in values.items()
-    }
-    return pa.table({"user_id": encoded.dictionary.cast(pa.string()), **lists})
-
-
 def _read_interactions(path: Path, item_ids: list[str]) -> tuple[pa.Table, dict[str, int]]:
     """`interactions.arrow`, and what was left out."""
     table = atomic_files.read(path, ["user_id", "item_id", "timestamp"])
@@ -71,7 +60,9 @@ def _read_interactions(path: Path, item_ids: list[str]) -> tuple[pa.Table, dict[
     rows = items.fill_null(-1).to_numpy().astype(np.int32) + 1
     values = {"items": rows, **values}
     users = table["user_id"].filter(pa.array(known))
-    return _by_user(users, times[known], {name: column[known] for name, column in values.items()}), rejected
+    return sequences_by_first_appearance(
+        users, times[known], {name: column[known] for name, column in values.items()}
+    ), rejected
 
 
 @gin.configurable

@@ -1,0 +1,85 @@
+"""Chosen fields of JSON objects, one a line; the rest of an object is passed over without being built."""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from etl.raw.bad_rows import BadRow
+
+
+class Objects(NamedTuple):
+    """What a block of lines holds.
+
+    Attributes:
+        columns: of each field that was asked for, its values; None where an object lacks it.
+        lines: [n] int64, ordinals of the objects' lines.
+        bad: lines that are no objects.
+        n_lines: lines in all.
+    """
+
+    columns: list[list[Any]]
+    lines: np.ndarray
+    bad: list[BadRow]
+    n_lines: int
+
+
+@lru_cache
+def _decoder(fields: tuple[str, ...]) -> tuple[Callable[[bytes], Any], Callable[..., Any]]:
+    """What makes a record of a line, and a record of values."""
+    names = [f"field_{ordinal}" for ordinal in range(len(fields))]
+    typed = [(name, Any, None) for name in names]
+    record = msgspec.defstruct("Record", typed, rename=dict(zip(names, fields, strict=True)), gc=False)
+    return msgspec.json.Decoder(record).decode, record
+
+
+def read_objects(data: bytes, fields: Sequence[str]) -> Objects:
+    """Reads chosen fields of a block of lines; blank lines are passed over."""
+    decode, record = _decoder(tuple(fields))
+    lines = data.split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    bad: list[BadRow] = []
+    places: Sequence[int] = range(len(lines))
+    try:
+        records = list(map(decode, lines))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        records, places = _read_one_by_one(lines, fields, decode, record, bad)
+    columns = [list(map(attrgetter(f"field_{ordinal}"), records)) for ordinal in range(len(fields))]
+    return Objects(columns, np.array(places, np.int64), bad, len(lines))
+
+
+def _read_one_by_one(
+    lines: list[bytes],
+    fields: Sequence[str],
+    decode: Callable[[bytes], Any],
+    record: Callable[..., Any],
+    bad: list[BadRow],
+) -> tuple[list[Any], list[int]]:
+    """Records and their lines' ordinals; adds the lines that are no objects to `bad`."""
+    records, places = [], []
+    for ordinal, line in enumerate(lines):
+        try:
+            records.append(decode(line))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            if not line.strip():
+                continue
+            try:  # Python's own reader lets escapes pass that are no Unicode by themselves.
+                loose = json.loads(line)
+                records.append(record(*(loose.get(field) for field in fields)))
+            except (ValueError, AttributeError):
+                bad.append(BadRow.of(ordinal + 1, "is not a JSON object", line))
+                continue
+        places.append(ordinal)
+    return records, places
+
+
+def as_text(value: Any) -> str | None:
+    """A field as text: numbers as they are written, anything else that is no text as None."""
+    if isinstance(value, str):
+        return value
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -1,0 +1,85 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from etl.arrow_files import read_table
+from etl.by_user import group_partition, order_by_user_and_time, partition_bits, partition_block
+from etl.ids import hash_of, id_table, words_of
+from etl.raw.interaction_files import InteractionFiles
+from etl.raw.text_blocks import text_blocks
+
+FILES = InteractionFiles(["log.csv"], "user", "item", "time", None, ["user", "item", "time"], "ms")
+
+
+def save_table(folder, ids):
+    folder.mkdir()
+    id_table(hash_of(words_of(pa.array(ids))), np.arange(len(ids))).save(folder)
+    return folder
+
+
+@pytest.fixture
+def log(tmp_path):
+    """A log of 40 users over 30 items, in a random order, many times alike; and what it holds."""
+    rng = np.random.default_rng(3)
+    rows = [
+        (f"user{rng.integers(40)}", f"item{rng.integers(30)}", int(1.5e12 + rng.integers(50))) for _ in range(2_000)
+    ]
+    path = tmp_path / "log.csv"
+    path.write_text("".join(f"{user},{item},{time}\n" for user, item, time in rows))
+    return path, rows
+
+
+def grouped(tmp_path, path, bits, block_bytes, held_out, least):
+    items = save_table(tmp_path / f"items{bits}-{block_bytes}", [f"item{i}" for i in range(25)])
+    held = save_table(tmp_path / f"held{bits}-{block_bytes}", held_out)
+    blocks = []
+    for place, block in enumerate(text_blocks(path, block_bytes)):
+        blocks.append(tmp_path / f"block{bits}-{block_bytes}-{place}.arrow")
+        partition_block(blocks[-1], block, FILES, items, bits)
+    tables, counts = [], []
+    for partition in range(1 << bits):
+        output = tmp_path / f"users{bits}-{block_bytes}-{partition}.arrow"
+        counts.append(group_partition(output, blocks, partition, held, least, 1_000))
+        tables.append(read_table(output))
+    return pa.concat_tables(tables), counts
+
+
+@pytest.mark.parametrize(("bits", "block_bytes"), [(0, 1 << 20), (3, 5_000), (9, 700)])
+def test_users_come_with_their_items_in_time_order_whatever_the_partitions(tmp_path, log, bits, block_bytes):
+    path, rows = log
+    table, counts = grouped(tmp_path, path, bits, block_bytes, ["user7", "nobody"], 40)
+    expected = {}
+    for user, item, time in sorted(rows, key=lambda row: row[2]):  # a stable sort: ties in the order of the log
+        if int(item[4:]) < 25:
+            expected.setdefault(user, []).append((int(item[4:]), time // 1_000))
+    few = sum(len(seen) for user, seen in expected.items() if len(seen) < 40 and user != "user7")
+    assert sum(count["rejected"]["user is held out"] for count in counts) == len(expected["user7"])
+    assert sum(count["rejected"]["user has fewer than 40 interactions"] for count in counts) == few > 0
+    found = {row["user_id"]: list(zip(row["items"], row["timestamps"], strict=True)) for row in table.to_pylist()}
+    assert found == {user: seen for user, seen in expected.items() if len(seen) >= 40 and user != "user7"}
+    assert sum(count["rows"] for count in counts) == sum(map(len, found.values()))
+    hashes = table["user_hash"].to_numpy()
+    assert (np.diff(hashes.astype(object)) > 0).all()  # the order that does not depend on the partitions
+
+
+def test_the_quick_order_is_the_general_one():
+    rng = np.random.default_rng(0)
+    users = [rng.integers(0, 50, 3_000).astype(np.uint64)]
+    times = rng.integers(0, 20, 3_000)
+    hashes = hash_of(users)
+    expected = np.lexsort((np.arange(3_000), times, hashes))
+    np.testing.assert_array_equal(order_by_user_and_time(users, hashes, times), expected)
+    # Hashes that only differ in their last bits, and two users of one hash: the general way.
+    close = np.uint64(1 << 63) | users[0]
+    np.testing.assert_array_equal(order_by_user_and_time(users, close, times), np.lexsort((times, close)))
+    same = np.zeros(3_000, np.uint64)
+    np.testing.assert_array_equal(order_by_user_and_time(users, same, times), np.lexsort((times, users[0])))
+    # Times that span more than 40 bits.
+    wide = times << 45
+    np.testing.assert_array_equal(order_by_user_and_time(users, hashes, wide), expected)
+    assert len(order_by_user_and_time([np.zeros(0, np.uint64)], np.zeros(0, np.uint64), np.zeros(0, np.int64))) == 0
+
+
+def test_at_most_half_a_million_rows_lie_in_a_partition():
+    assert [partition_bits(rows) for rows in (0, 500_000, 600_000, 60_000_000)] == [0, 0, 1, 7]
+    assert partition_bits(10**12) == 10
