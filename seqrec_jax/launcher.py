@@ -152,6 +152,9 @@ def launch(run: Callable[[], None]) -> None:
             first_line = str(error).split("\n")[0]  # Gin appends which configurables were being called.
             print(f"error: {first_line}", file=sys.stderr)
             sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
         except TypeError as error:
             if "required argument" not in str(error) and "Required bindings" not in str(error):
                 raise

@@ -59,8 +59,8 @@ def shop(shop_folder) -> Dataset:
 def run_module(tmp_path):
     """Runs `python -m MODULE --gin_file=... --gin_bindings=...` in an empty folder, on one device."""
 
-    def run(module: str, gin_file: str | None = None, **macros: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", module]
+    def run(module: str, gin_file: str | None = None, *flags: str, **macros: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", module, *flags]
         command += [f"--gin_file={gin_file}"] if gin_file else []
         command += [f"--gin_bindings={name.replace('__', '.')}={value}" for name, value in macros.items()]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)

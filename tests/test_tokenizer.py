@@ -1,3 +1,6 @@
+import re
+
+import numpy as np
 import pytest
 
 from etl import tokenizer
@@ -16,6 +19,14 @@ from seqrec_jax.errors import InputError
 )
 def test_normalize(text, normal):
     assert tokenizer.normalize(text) == normal
+
+
+def test_the_quick_way_for_ascii_finds_the_same_words():
+    every_character = "".join(map(chr, range(128)))
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        text = "".join(rng.choice(list(every_character), 40))
+        assert tokenizer.words(text) == (re.findall(r"\w+", text.lower()) or ["unknown"])
 
 
 def test_training_is_deterministic_and_0_is_padding():

@@ -1,0 +1,1 @@
+"""Running a pipeline: workers, what is finished and what is not, progress, the report."""

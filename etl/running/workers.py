@@ -1,0 +1,196 @@
+"""Runs pure functions over partitions: on a pool of processes, or on a Dask cluster."""
+
+import multiprocessing
+import os
+import re
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import psutil
+
+from seqrec_jax.errors import InputError
+from seqrec_jax.host_memory import keep_freed_memory
+
+Result = TypeVar("Result")
+
+_UNITS = {"gib": 1 << 30, "mib": 1 << 20, "gb": 10**9, "mb": 10**6, None: 1}
+
+_SECONDS_TO_ANSWER = 10
+
+WORKER_BYTES = 400 << 20
+"""What a worker needs at most for a block or a partition, its libraries included, measured with room to spare."""
+
+
+def memory_bytes(limit: str | int | float) -> int:
+    """Bytes of a MEMORY_LIMIT: '4GB', '1.5 GiB', '800MB', or a number of bytes.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if not isinstance(limit, str):
+        return int(limit)
+    match = re.fullmatch(r"([\d.]+)\s*(gib|mib|gb|mb)?", limit.strip().lower())
+    try:
+        return int(float(match[1]) * _UNITS[match[2]]) if match else int(limit)
+    except ValueError as error:
+        raise InputError(f"MEMORY_LIMIT = {limit!r}: is no amount of memory; write '4GB' or '800MB'") from error
+
+
+def affordable_processes(wanted: int | None, limit: int, shared_bytes: int) -> int:
+    """How many worker processes fit into the memory limit beside the main process, at most `wanted`.
+
+    Args:
+        wanted: binding PROCESSES; None for one a core.
+        limit: bytes for the whole tree of processes.
+        shared_bytes: what every process maps: the table of items.
+
+    Raises:
+        InputError: not even one fits, or `wanted` is no positive number.
+    """
+    if wanted is not None and wanted < 1:
+        raise InputError(f"PROCESSES = {wanted}: must be 1 or more")
+    main = WORKER_BYTES + shared_bytes
+    fitting = (limit - main) // (WORKER_BYTES + shared_bytes)
+    if fitting < 1:
+        least = (main + WORKER_BYTES + shared_bytes) / 1e9
+        raise InputError(f"MEMORY_LIMIT = {limit / 1e9:.2f} GB is too little; this catalog needs {least:.2f} GB")
+    return min(wanted or os.cpu_count() or 1, fitting)
+
+
+def _start_worker(parent: int) -> None:
+    """Sets a worker up, and ends it soon after its parent, however that one died."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends in good order.
+    keep_freed_memory()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def open_executor(processes: int, address: str | None) -> Iterator[tuple[Executor, int]]:
+    """An executor and how many tasks it runs at a time.
+
+    Args:
+        processes: of the pool.
+        address: a Dask scheduler's, such as 'tcp://host:8786', whose workers see the same files; None for the pool.
+
+    Raises:
+        InputError: Dask is not installed, or nobody answers at the address.
+    """
+    if address is None:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, context, _start_worker, (os.getpid(),)) as pool:
+            try:
+                yield pool, processes
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        return
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise InputError(f"EXECUTOR = {address!r} needs Dask: pip install 'seqrec-jax[dask]'") from error
+    try:
+        client = Client(address, timeout=_SECONDS_TO_ANSWER)
+    except (OSError, ValueError) as error:
+        raise InputError(f"EXECUTOR = {address!r}: no Dask scheduler answers there") from error
+    with client:
+        yield client.get_executor(pure=False), max(1, sum(client.nthreads().values()))
+
+
+def in_order(
+    executor: Executor,
+    at_a_time: int,
+    function: Callable[..., Result],
+    tasks: Iterable[tuple[str, tuple[Any, ...]]],
+    finished: Callable[[str], Result | None],
+    commit: Callable[[str, Result], None],
+) -> Iterator[Result]:
+    """The results of named tasks in their order; tasks are drawn as workers come free, so few are held at a time.
+
+    Args:
+        executor: runs them.
+        at_a_time: how many it runs at a time.
+        function: a pure function that writes its output whole or not at all.
+        tasks: name and arguments of each.
+        finished: the result of a task that an earlier run has finished, or None.
+        commit: is called with each new result, in order.
+
+    Raises:
+        InputError: a worker was killed.
+    """
+    pending: deque[tuple[str, Future[Result] | Result]] = deque()
+
+    def settle() -> Result:
+        name, outcome = pending.popleft()
+        if isinstance(outcome, Future):
+            result = outcome.result()
+            commit(name, result)
+            return result
+        return outcome
+
+    try:
+        for name, arguments in tasks:
+            result = finished(name)
+            pending.append((name, executor.submit(function, *arguments) if result is None else result))
+            if len(pending) > at_a_time + 1:
+                yield settle()
+        while pending:
+            yield settle()
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a worker was killed, perhaps for want of memory; the same command goes on from what is finished, "
+            "with fewer PROCESSES if this happens again"
+        ) from error
+    finally:
+        for _, outcome in pending:
+            if isinstance(outcome, Future):
+                outcome.cancel()
+
+
+class PeakMemory:
+    """Largest resident memory of this process and its children together, sampled ten times a second.
+
+    Looking for new children takes a while, so that is done once a second.
+    """
+
+    def __init__(self) -> None:
+        self._peak, self._processes = 0, [psutil.Process()]
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    @property
+    def bytes(self) -> int:
+        """Since the last restart."""
+        self._sample()
+        return self._peak
+
+    def restart(self) -> None:
+        """Forgets what was seen before."""
+        self._peak = 0
+
+    def _watch(self) -> None:
+        while True:
+            self._processes = [self._processes[0], *self._processes[0].children(recursive=True)]
+            for _ in range(10):
+                self._sample()
+                time.sleep(0.1)
+
+    def _sample(self) -> None:
+        total = 0
+        for process in self._processes:
+            try:
+                total += process.memory_info().rss
+            except psutil.Error:  # It ended meanwhile.
+                continue
+        self._peak = max(self._peak, total)
