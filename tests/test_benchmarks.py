@@ -25,3 +25,17 @@ def test_a_benchmark_prints_its_table(shop_folder, tmp_path, script, arguments, 
     assert words in process.stdout
     assert json.loads((tmp_path / "figures.json").read_text())
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
+
+
+@pytest.mark.slow
+def test_the_etl_ends_with_the_same_users_as_its_peers(tmp_path):
+    pytest.importorskip("polars")
+    pytest.importorskip("duckdb")
+    sizes = ["--ratings", "300000", "--items", "20000"]
+    command = [sys.executable, str(BENCHMARKS / "etl.py"), *sizes, "--json", "figures.json"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert "ours is faster by" in process.stdout
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert set(figures["ratings_job"]) == {"seqrec_jax", "polars", "duckdb"}
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
