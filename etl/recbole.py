@@ -12,6 +12,7 @@ from absl import logging
 
 from etl import tokenizer
 from etl.by_user import sequences_by_first_appearance
+from etl.catalog import items_table, padding_row
 from etl.raw import atomic_files
 from seqrec_jax.data import format
 from seqrec_jax.errors import InputError
@@ -36,13 +37,9 @@ def _read_items(path: Path, max_tokens: Mapping[str, int]) -> tuple[list[str], d
 
 
 def _items_table(ids: list[str], texts: Mapping[str, list[str]], tokens: Mapping[str, list[list[int]]]) -> pa.Table:
-    """`items.arrow`, with the padding row first."""
-    columns: dict[str, pa.Array] = {"item_id": pa.array(["", *ids], pa.string())}
-    for name, ids_of_texts in tokens.items():
-        columns[format.tokens_column(name)] = pa.array([[], *ids_of_texts], pa.list_(pa.int32()))
-    for name, values in texts.items():
-        columns[name] = pa.array(["", *values], pa.string())
-    return pa.table(columns)
+    """`items.arrow`, without the padding row."""
+    columns = {format.tokens_column(name): pa.array(column, pa.list_(pa.int32())) for name, column in tokens.items()}
+    return items_table(pa.table({"item_id": ids, **texts}), pa.table(columns), list(texts))
 
 
 def _read_interactions(path: Path, item_ids: list[str]) -> tuple[pa.Table, dict[str, int]]:
@@ -103,10 +100,11 @@ def convert(
         text_tokenizer = tokenizer.train((text for column in normalized.values() for text in column), vocab_size)
     features = {name: max_tokens[name] for name in texts}
     tokens = {name: text_tokenizer.encode(column, features[name]) for name, column in normalized.items()}
+    items = _items_table(item_ids, texts, tokens)
     manifest = format.write_dataset(
         Path(output),
         [interactions],
-        [_items_table(item_ids, texts, tokens)],
+        [padding_row(items.schema), items],
         text_tokenizer.model,
         features=features,
         vocab_size=text_tokenizer.vocab_size,

@@ -41,7 +41,8 @@ def test_a_table_finds_what_is_in_it_and_nothing_else(tmp_path):
     rng = np.random.default_rng(0)
     hashes = np.unique(rng.integers(0, 2**64, 5_000, dtype=np.uint64))
     rows = rng.permutation(len(hashes)).astype(np.int32)
-    table = id_table(*(column[rng.permutation(len(hashes))] if False else column for column in (hashes, rows)))
+    shuffled = rng.permutation(len(hashes))
+    table = id_table(hashes[shuffled], rows[shuffled])
     asked = np.concatenate([rng.permutation(hashes), rng.integers(0, 2**64, 5_000, dtype=np.uint64)])
     found = dict(zip(hashes.tolist(), rows.tolist(), strict=True))
     expected = [found.get(hashed, -1) for hashed in asked.tolist()]
