@@ -6,6 +6,7 @@ import re
 import signal
 import threading
 import time
+import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -77,6 +78,39 @@ def _start_worker(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+class _Interruption:
+    """Remembers Ctrl-C, whose exception is lost where a library that runs just then drops it."""
+
+    def __init__(self) -> None:
+        self.came = False
+
+    @contextmanager
+    def watched_for(self) -> Iterator[None]:
+        """Notes the signal, besides raising KeyboardInterrupt."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(number: int, frame: types.FrameType | None) -> None:
+            self.came = True
+            signal.default_int_handler(number, frame)
+
+        self.came = False
+        before = signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt where the signal has come."""
+        if self.came:
+            raise KeyboardInterrupt
+
+
+_INTERRUPTION = _Interruption()
+
+
 @contextmanager
 def open_executor(processes: int, address: str | None) -> Iterator[tuple[Executor, int]]:
     """An executor and how many tasks it runs at a time.
@@ -90,7 +124,10 @@ def open_executor(processes: int, address: str | None) -> Iterator[tuple[Executo
     """
     if address is None:
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, context, _start_worker, (os.getpid(),)) as pool:
+        with (
+            _INTERRUPTION.watched_for(),
+            ProcessPoolExecutor(processes, context, _start_worker, (os.getpid(),)) as pool,
+        ):
             try:
                 yield pool, processes
             except BaseException:
@@ -134,6 +171,7 @@ def in_order(
 
     def settle() -> Result:
         name, outcome = pending.popleft()
+        _INTERRUPTION.check()
         if isinstance(outcome, Future):
             result = outcome.result()
             commit(name, result)
