@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gin
-import psutil
 from absl import logging
 
 from etl.plan import Plan
@@ -138,7 +137,7 @@ def _run(
     """Fetches what is missing, then runs one step or all, keeping `etl_report.json` up to date."""
     memory, reports = PeakMemory(), []
     if step in ("all", "download"):
-        reports.append(_download(plan))
+        reports.append(_download(plan, memory))
         if step == "download":
             return reports
     found = plan.raw_files()
@@ -152,12 +151,12 @@ def _run(
     return reports
 
 
-def _download(plan: Plan) -> StepReport:
+def _download(plan: Plan, memory: PeakMemory) -> StepReport:
     """Fetches the raw files that are missing."""
     started = time.monotonic()
     fetched = download(plan.source, plan.urls, plan.checksums)
     size = sum((plan.source / name).stat().st_size for name in fetched)
-    return StepReport("download", 0, 0, {}, [], time.monotonic() - started, size, psutil.Process().memory_info().rss)
+    return StepReport("download", 0, 0, {}, [], time.monotonic() - started, size, memory.bytes)
 
 
 def _item_table_bytes(items: ItemFiles, source: Path) -> int:

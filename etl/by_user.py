@@ -62,12 +62,9 @@ def partition_block(output: Path, block: Block, files: InteractionFiles, items: 
     catalog_rows = _table(items).find_runs(hash_of(words_of(rows.items)))
     users = words_of(rows.users)
     known = np.flatnonzero(catalog_rows >= 0)
-    partition = _top_bits(hash_of(users), bits)
-    if len(known) < len(partition):
-        partition = partition[known]
-    order = np.argsort(partition, kind="stable")
+    partition = _top_bits(hash_of(users), bits)[known]
+    order = known[np.argsort(partition, kind="stable")]
     counts = np.bincount(partition, minlength=1 << bits)
-    order = known[order] if len(known) < len(rows.times) else order
     columns = {f"user_{i}": word[order] for i, word in enumerate(users)}
     columns |= {"item": catalog_rows[order], "time": rows.times[order]}
     if rows.ratings is not None:

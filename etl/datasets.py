@@ -60,11 +60,11 @@ def _write(
     )
 
 
-def _is_sampled(user_hashes: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Which users are in a sample of this share: each has one fixed place in [0, 1), so a larger share has them all."""
+def _sample(users: pa.Table, share: float, seed: int) -> pa.Table:
+    """A sample of the users: each has one fixed place in [0, 1), so a larger share has all that a smaller has."""
     if share >= 1:
-        return np.ones(len(user_hashes), bool)
-    return hash_of([user_hashes], seed) < np.uint64(int(share * 2**64))
+        return users
+    return users.filter(pa.array(hash_of([users["user_hash"].to_numpy()], seed) < np.uint64(int(share * 2**64))))
 
 
 def sampled_dataset(
@@ -95,7 +95,7 @@ def sampled_dataset(
     left_out = 0
     for path in users:
         table = read_table(path, ["user_hash", "items"])
-        kept = table.filter(pa.array(_is_sampled(table["user_hash"].to_numpy(), share, seed)))
+        kept = _sample(table, share, seed)
         left_out += _count(table) - _count(kept)
         for chunk in kept["items"].chunks:
             occurs[chunk.flatten().to_numpy()] = True
@@ -105,8 +105,7 @@ def sampled_dataset(
 
     def interactions() -> Iterator[pa.Table]:
         for path in users:
-            table = read_table(path).combine_chunks()
-            kept = table.filter(pa.array(_is_sampled(table["user_hash"].to_numpy(), share, seed))).combine_chunks()
+            kept = _sample(read_table(path), share, seed).combine_chunks()
             lists = kept["items"].chunk(0) if kept.num_rows else pa.array([], pa.large_list(pa.int32()))
             items = pa.LargeListArray.from_arrays(lists.offsets, pa.array(new_row[lists.values.to_numpy()]))
             place = kept.schema.get_field_index("items")

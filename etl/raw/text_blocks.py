@@ -50,9 +50,10 @@ class TextBlock(NamedTuple):
 
     def put_aside(self, path: Path) -> "TextBlock":
         """The same block with its lines in a file, which other processes read faster than they are sent the lines."""
-        if isinstance(self.data, bytes):
-            path.write_bytes(self.data)
-        return self._replace(data=path) if isinstance(self.data, bytes) else self
+        if not isinstance(self.data, bytes):
+            return self
+        path.write_bytes(self.data)
+        return self._replace(data=path)
 
 
 @contextmanager
