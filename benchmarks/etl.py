@@ -113,8 +113,8 @@ def run_pipeline(raw: Path, output: Path, memory_limit: str) -> list[dict]:
                 f"--gin_bindings=MEMORY_LIMIT='{memory_limit}'",
             ]
         )
-        report = json.loads((output / "etl_report.json").read_text())["steps"][-1]
-        steps.append({**report, "wall_seconds": seconds, "peak_rss_bytes": peak})
+        reports = {each["step"]: each for each in json.loads((output / "etl_report.json").read_text())["steps"]}
+        steps.append({**reports[step], "wall_seconds": seconds, "peak_rss_bytes": peak})
         print(f"{step}: {seconds:.1f} s, {peak / 1e9:.2f} GB", flush=True)
     return steps
 

@@ -364,6 +364,14 @@ def test_steps_can_be_run_one_by_one(etl, raw, tmp_path):
     assert "error: --step: the step 'metadata' must be run first" in wrong.stderr
     for step in ("metadata", "tokenizer", "tokenize", "ratings", "scale", "downstream"):
         assert etl(raw, "stepwise", step=step).returncode == 0
+    assert list(report_of(tmp_path / "stepwise")) == [
+        "metadata",
+        "tokenizer",
+        "tokenize",
+        "ratings",
+        "scale",
+        "downstream",
+    ]
     assert etl(raw).returncode == 0
     assert datasets_of(tmp_path / "stepwise") == datasets_of(tmp_path / "out")
     assert "error: --step=tokenise: no such step; one of all, download, metadata" in etl(raw, step="tokenise").stderr

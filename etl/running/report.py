@@ -40,8 +40,11 @@ class StepReport(NamedTuple):
 
 
 def write_report(output: Path, steps: Sequence[StepReport]) -> None:
-    """Writes `OUTPUT/etl_report.json`."""
-    write_text(output / REPORT, json.dumps({"steps": [step._asdict() for step in steps]}, indent=2) + "\n")
+    """Writes `OUTPUT/etl_report.json`; steps that it has from earlier runs and that these are not stay in it."""
+    path = output / REPORT
+    earlier = json.loads(path.read_text())["steps"] if path.exists() else []
+    by_name = {step["step"]: step for step in [*earlier, *(step._asdict() for step in steps)]}
+    write_text(path, json.dumps({"steps": list(by_name.values())}, indent=2) + "\n")
 
 
 def print_report(steps: Sequence[StepReport]) -> None:
