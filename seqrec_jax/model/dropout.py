@@ -1,4 +1,4 @@
-"""Dropout on 16 random bits an element."""
+"""Dropout on a counter-based hash."""
 
 import math
 
@@ -6,29 +6,35 @@ import jax
 import jax.numpy as jnp
 
 
-def _bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """16 uniform bits an element, two elements from each 32-bit word: uint16 of the given shape.
+def _mix(x: jax.Array) -> jax.Array:
+    """A bijection of uint32 in which every input bit moves every output bit (lowbias32, Wellons 2018)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
 
-    The barrier keeps the compiler from drawing each word again for each element that is made of it.
+
+def _bits(key: jax.Array, numbers: jax.Array) -> jax.Array:
+    """32 uniform bits for each of uint32 numbers, hashed twice with two words of the key.
+
+    A mask needs no cryptographic generator: this takes a tenth of threefry's time on a CPU, has no loop, and is fused
+    into what it masks.
     """
-    size = math.prod(shape)
-    words = jax.lax.optimization_barrier(jax.random.bits(key, ((size + 1) // 2,), jnp.uint32))
-    return jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)[:size].reshape(shape)
+    words = jax.random.bits(key, (2,), jnp.uint32)
+    return _mix(_mix(numbers ^ words[0]) + words[1])
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+def dropout(x: jax.Array, rate: float, key: jax.Array | None, numbers: jax.Array | None = None) -> jax.Array:
     """Zeroes each element with probability `rate` and scales the others up by the inverse.
 
-    Flax's nnx.Dropout draws 32 bits an element and turns them into floats, which takes several times as long on a CPU.
-    The rate is kept to 1/65536.
-
     Args:
-        x: any shape.
+        x: any shape of fewer than 2**32 elements.
         rate: in [0, 1).
         key: a JAX key; None switches dropout off.
+        numbers: uint32, broadcast to x: elements of one number share their fate. None numbers them all.
     """
     if key is None or rate == 0:
         return x
-    threshold = round(rate * 65536)
-    keep = _bits(key, x.shape) >= threshold
-    return jnp.where(keep, x * (65536 / (65536 - threshold)), 0)
+    if numbers is None:
+        numbers = jax.lax.iota(jnp.uint32, math.prod(x.shape)).reshape(x.shape)
+    keep = _bits(key, numbers) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
