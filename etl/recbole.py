@@ -26,14 +26,22 @@ def _read_items(path: Path, max_tokens: Mapping[str, int]) -> tuple[list[str], d
     table = atomic_files.read(path, ["item_id"])
     table = table.rename_columns([TITLES.get(name, name) for name in table.column_names])
     features = [name for name in max_tokens if name in table.column_names]
-    if not features:
-        raise InputError(f"{path}, line 1: has none of the text columns {', '.join([*max_tokens, *TITLES])}")
+    if max_tokens and not features:
+        raise InputError(
+            f"{path}, line 1: has none of the text columns {', '.join([*max_tokens, *TITLES])}; for a dataset without "
+            "text, bind MAX_TOKENS = {}"
+        )
     ids = table["item_id"].to_pylist()
     first = {item: row for row, item in reversed(list(enumerate(ids)))}
     kept = [row for row, item in enumerate(ids) if first[item] == row]
     texts = {name: table[name].take(kept).to_pylist() for name in features}
     rejected = {"item listed again": len(ids) - len(kept)} if len(kept) < len(ids) else {}
     return [ids[row] for row in kept], texts, rejected
+
+
+def _bought_items(path: Path) -> list[str]:
+    """Ids of the items that occur, in the order of their first appearance."""
+    return atomic_files.read(path, ["item_id"])["item_id"].unique().to_pylist()
 
 
 def _items_table(ids: list[str], texts: Mapping[str, list[str]], tokens: Mapping[str, list[list[int]]]) -> pa.Table:
@@ -81,7 +89,8 @@ def convert(
         tokenizer_from: SentencePiece model, or a dataset or run that holds one; None trains one on this catalog.
         vocab_size: pieces of a tokenizer trained here.
         max_tokens: most tokens of each text feature, in the order in which the model concatenates them; features that
-            the file lacks are passed over. RecBole's `movie_title` counts as `title`.
+            the file lacks are passed over. RecBole's `movie_title` counts as `title`. Empty makes a dataset without
+            text, for models of item ids; it needs no `.item` file, its catalog then being the items that occur.
 
     Returns:
         The dataset's manifest.
@@ -90,26 +99,35 @@ def convert(
         InputError: a file is missing or malformed; the message names file, line and column. Nothing is written.
     """
     format.check_output(Path(output))
-    item_path, inter_path = atomic_files.find(Path(source), ".item"), atomic_files.find(Path(source), ".inter")
+    inter_path = atomic_files.find(Path(source), ".inter")
     text_tokenizer = None if tokenizer_from is None else tokenizer.load(Path(tokenizer_from))
-    item_ids, texts, rejected_items = _read_items(item_path, max_tokens)
+    texts: dict[str, list[str]]
+    if max_tokens or list(Path(source).glob("*.item")):
+        item_path = atomic_files.find(Path(source), ".item")
+        item_ids, texts, rejected_items = _read_items(item_path, max_tokens)
+        inputs = [inter_path, item_path]
+    else:
+        item_ids, texts, rejected_items = _bought_items(inter_path), {}, {}
+        inputs = [inter_path]
     interactions, rejected = _read_interactions(inter_path, item_ids)
 
     normalized = {name: [tokenizer.normalize(text) for text in column] for name, column in texts.items()}
-    if text_tokenizer is None:
+    if text_tokenizer is None and texts:
         text_tokenizer = tokenizer.train((text for column in normalized.values() for text in column), vocab_size)
     features = {name: max_tokens[name] for name in texts}
-    tokens = {name: text_tokenizer.encode(column, features[name]) for name, column in normalized.items()}
+    tokens = {}
+    if text_tokenizer is not None:
+        tokens = {name: text_tokenizer.encode(column, features[name]) for name, column in normalized.items()}
     items = _items_table(item_ids, texts, tokens)
     manifest = format.write_dataset(
         Path(output),
         [interactions],
         [padding_row(items.schema), items],
-        text_tokenizer.model,
+        b"" if text_tokenizer is None else text_tokenizer.model,
         features=features,
-        vocab_size=text_tokenizer.vocab_size,
+        vocab_size=0 if text_tokenizer is None else text_tokenizer.vocab_size,
         parameters={"pipeline": "recbole", "vocab_size": vocab_size, "trained_tokenizer": tokenizer_from is None},
-        inputs=[format.input_record(inter_path), format.input_record(item_path)],
+        inputs=[format.input_record(path) for path in inputs],
         rejected=rejected | rejected_items,
     )
     counts = manifest["counts"]
