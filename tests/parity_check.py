@@ -8,6 +8,7 @@ reference's rounding is all that is left.
 """
 
 import argparse
+import dataclasses
 import re
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import numpy as np
 from flax import nnx
 
 from seqrec_jax.data.batches import Batch
-from seqrec_jax.losses.negatives import Keys, Negatives, Proposal, score_rows
+from seqrec_jax.losses.negatives import Keys, local, shared
 from seqrec_jax.losses.sampled_softmax import sampled_softmax
 from seqrec_jax.model import parameters
 from seqrec_jax.model.recommender import Architecture, build
@@ -99,16 +100,20 @@ def last_position_batch(file) -> Batch:
     )
 
 
-def fixed_negatives(items: np.ndarray):
-    """A draw that always yields the given items: [n] for all targets, or [targets, n]."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FixedNegatives:
+    """A proposal that always yields the given items [1 or targets, n], with the q of a table."""
 
-    def drawn(keys, n, proposal, outputs, encode) -> Negatives:
-        embeddings = encode(jnp.arange(proposal.log_q.shape[0]))
-        if items.ndim == 1:
-            return Negatives(jnp.asarray(items)[None], outputs @ embeddings[items].T)
-        return Negatives(jnp.asarray(items), score_rows(outputs, embeddings, jnp.asarray(items)))
+    items: jax.Array
+    table: jax.Array
+    per_target: bool = dataclasses.field(default=False, metadata={"static": True})
 
-    return drawn
+    def draw(self, key, observed, sets, n):
+        return self.items
+
+    def log_q(self, observed, items):
+        return self.table[items]
 
 
 def quantities(file) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -125,18 +130,14 @@ def quantities(file) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     yield "full_scores", outputs @ embeddings.T, file["full_scores"]
 
     log_q = jnp.asarray(np.log(file["item_popularity"].astype(np.float64) + 1e-16), outputs.dtype)
-    n_items = len(log_q) - 1
-    catalog = Catalog(tokens, Proposal(log_q, jnp.ones(n_items), jnp.arange(1, n_items + 1, dtype=jnp.int32)))
     keys = Keys(jax.random.key(0), jax.random.key(0))
-    for kind in ("local", "global"):
-        negatives = fixed_negatives(file[f"{kind}/negatives"].astype(np.int32))
+    for kind, sets in (("local", local), ("global", shared)):
+        items = jnp.asarray(np.atleast_2d(file[f"{kind}/negatives"]).astype(np.int32))
+        catalog = Catalog(tokens, FixedNegatives(items, log_q))
+        loss = sampled_softmax(n_negatives=items.shape[1], negatives=sets)
 
-        def mean_loss(params, negatives=negatives):
-            def loss(*args):
-                return sampled_softmax(*args, negatives=negatives)
-
-            total, weight = shard_loss(graph, loss, params, catalog, batch, keys, None)
-            return total / weight
+        def mean_loss(params, catalog=catalog, loss=loss):
+            return shard_loss(graph, loss, params, catalog, batch, keys, None) / len(batch.slots)
 
         value, grads = jax.jit(jax.value_and_grad(mean_loss))(params)
         grads = parameters.named(grads)

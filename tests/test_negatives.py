@@ -1,80 +1,61 @@
+"""How negatives are drawn and scored."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqrec_jax.losses.negatives import (
-    Keys,
-    alias_table,
-    draw,
-    encode_distinct,
-    local,
-    popularity,
-    score_rows,
-    shared,
-    uniform,
-)
+from seqrec_jax.data.split import TrainingLog
+from seqrec_jax.errors import InputError
+from seqrec_jax.losses.negatives import Keys, Negatives, Predictions, local, score_rows, shared
+from seqrec_jax.losses.proposals.by_count import popularity, uniform
+from seqrec_jax.losses.proposals.in_batch import positive_mixing, similarity
+from seqrec_jax.losses.proposals.interface import Observed
+from seqrec_jax.losses.proposals.knn import knn
 
 COUNTS = np.array([0, 0, 3, 10, 1, 100, 7, 0, 25])
-
-
-def test_alias_table_holds_the_probabilities_exactly():
-    rng = np.random.default_rng(0)
-    for n in (1, 2, 1000):
-        q = rng.dirichlet(np.full(n, 0.1))
-        threshold, alias = alias_table(q)
-        held = threshold / n
-        np.add.at(held, alias, (1 - threshold) / n)
-        np.testing.assert_allclose(held, q, atol=1e-12)
-
-
-def test_proposals_are_normalised_and_leave_padding_out():
-    np.testing.assert_allclose(np.exp(uniform(COUNTS).log_q[1:]), 1 / 8, rtol=1e-6)
-    np.testing.assert_allclose(np.exp(popularity(COUNTS).log_q[1:]), (COUNTS[1:] + 1) / 154, rtol=1e-6)
-    assert popularity(COUNTS).log_q[0] == np.float32(np.log(1e-16))
-
-
-@pytest.mark.parametrize("make", [uniform, popularity])
-def test_drawn_frequencies_are_q(make):
-    proposal, n = make(COUNTS), 1_000_000
-    counts = np.bincount(draw(proposal, jax.random.key(0), (n,)), minlength=9)
-    assert counts[0] == 0
-    expected = n * np.exp(np.asarray(proposal.log_q[1:], np.float64))
-    chi_square = ((counts[1:] - expected) ** 2 / expected).sum()
-    assert chi_square < 24.3  # 7 degrees of freedom, p = 0.001
-
-
+LOG = TrainingLog(COUNTS, lambda: iter(()))
 KEYS = Keys(jax.random.key(1), jax.random.key(2))
+RNG = np.random.default_rng(0)
+TABLE = RNG.normal(size=(9, 4)).astype(np.float32)
 
 
-def encode(table):
-    return lambda items: jnp.asarray(table)[items]
+def observed(targets):
+    zeros = jnp.zeros((1, len(targets)), jnp.int32)
+    return Observed(jnp.asarray(targets, jnp.int32), jnp.arange(len(targets)), zeros, zeros)
 
 
-def test_local_and_shared_score_what_they_drew():
-    rng = np.random.default_rng(0)
-    table, outputs = rng.normal(size=(9, 4)).astype(np.float32), rng.normal(size=(150, 4)).astype(np.float32)
-    for drawn in (local, shared):
-        negatives = drawn(KEYS, 6, popularity(COUNTS), jnp.asarray(outputs), encode(table))
-        expected = np.einsum("th,tnh->tn", outputs, table[np.broadcast_to(negatives.items, (150, 6))])
-        np.testing.assert_allclose(negatives.logits, expected, atol=1e-5)
-    assert len(np.unique(local(KEYS, 6, uniform(COUNTS), jnp.asarray(outputs), encode(table)).items)) == 8
+def predictions(seen, outputs, drawn=None):
+    table = jnp.asarray(TABLE)
+    return Predictions(
+        seen, table[None], table[None], jnp.asarray(outputs), table[seen.targets], 8, table, None, drawn, drawn
+    )
 
 
-@pytest.mark.parametrize("n_items", [8, 1000])
-def test_encode_distinct_gives_each_item_its_embedding(n_items):
-    rng = np.random.default_rng(0)
-    table = rng.normal(size=(n_items + 1, 3)).astype(np.float32)
-    items = jnp.asarray(rng.integers(1, n_items + 1, (5, 7)), jnp.int32)
-    embeddings, where = encode_distinct(encode(table), items, n_items)
-    assert len(embeddings) <= max(items.size, 9)
-    np.testing.assert_array_equal(np.asarray(embeddings)[where], table[items])
+@pytest.mark.parametrize("sets", [local, shared])
+def test_negatives_are_scored_with_their_q_and_marked_where_they_hit(sets):
+    targets, outputs = RNG.integers(1, 9, 150), RNG.normal(size=(150, 4)).astype(np.float32)
+    negatives, proposal, seen = Negatives(6, sets, "sampled_softmax"), popularity(LOG), observed(targets)
+    drawn = negatives.draw(KEYS, seen, proposal)
+    assert drawn.shape == ((150, 6) if sets is local else (1, 6))
+    scored = negatives.score(KEYS, predictions(seen, outputs, drawn), proposal)
+    every = np.broadcast_to(drawn, (150, 6))
+    q = (COUNTS + 1) / 154
+    np.testing.assert_allclose(scored.negative, np.einsum("th,tnh->tn", outputs, TABLE[every]), atol=1e-5)
+    np.testing.assert_allclose(scored.positive, np.einsum("th,th->t", outputs, TABLE[targets]), atol=1e-5)
+    np.testing.assert_allclose(np.exp(scored.positive_log_q), q[targets], rtol=1e-5)
+    np.testing.assert_allclose(np.exp(np.broadcast_to(scored.negative_log_q, every.shape)), q[every], rtol=1e-5)
+    np.testing.assert_array_equal(np.broadcast_to(scored.hit, every.shape), every == targets[:, None])
+
+
+def test_local_sets_differ_and_a_shared_set_is_one():
+    seen = observed(RNG.integers(1, 9, 150))
+    assert len(np.unique(Negatives(6, local, "bce").draw(KEYS, seen, uniform(LOG)), axis=0)) > 100
 
 
 def test_blocked_scores_have_the_gradients_of_unblocked_ones():
-    rng = np.random.default_rng(0)
-    outputs, table = jnp.asarray(rng.normal(size=(70, 4))), jnp.asarray(rng.normal(size=(9, 4)))
-    rows, weights = jnp.asarray(rng.integers(0, 9, (70, 5))), jnp.asarray(rng.normal(size=(70, 5)))
+    outputs, table = jnp.asarray(RNG.normal(size=(70, 4))), jnp.asarray(RNG.normal(size=(9, 4)))
+    rows, weights = jnp.asarray(RNG.integers(0, 9, (70, 5))), jnp.asarray(RNG.normal(size=(70, 5)))
 
     def whole(outputs, table):
         return (jnp.einsum("th,tnh->tn", outputs, table[rows]) * weights).sum()
@@ -86,3 +67,67 @@ def test_blocked_scores_have_the_gradients_of_unblocked_ones():
         jax.grad(whole, (0, 1))(outputs, table), jax.grad(blocked, (0, 1))(outputs, table), strict=True
     ):
         np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_local_scores_never_hold_targets_by_negatives_by_hidden():
+    n_targets, n, hidden = 2048, 500, 64
+    shapes = [
+        jax.ShapeDtypeStruct((n_targets, hidden), jnp.float32),
+        jax.ShapeDtypeStruct((5000, hidden), jnp.float32),
+        jax.ShapeDtypeStruct((n_targets, n), jnp.int32),
+    ]
+    grad = jax.grad(lambda outputs, table, rows: score_rows(outputs, table, rows).sum(), (0, 1))
+    compiled = jax.jit(grad).lower(*shapes).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.1 * 4 * n_targets * n * hidden
+
+
+def test_similarity_draws_the_batchs_targets_by_their_cosine():
+    targets, outputs = np.array([3, 5, 3, 8, 0]), RNG.normal(size=(5, 4)).astype(np.float32)  # 0 is padding
+    seen, n = observed(targets), 1_000_000
+    scored = jax.jit(lambda p: Negatives(n, local, "bce").score(KEYS, p, similarity(LOG)))(predictions(seen, outputs))
+    unit = TABLE / np.linalg.norm(TABLE, axis=1, keepdims=True)
+    for ordinal in range(4):
+        cosine = unit[targets[:4]] @ outputs[ordinal] / np.linalg.norm(outputs[ordinal])
+        q = np.zeros(9)
+        np.add.at(q, targets[:4], (1 + cosine) / 2 / ((1 + cosine) / 2).sum())
+        assert np.exp(scored.positive_log_q[ordinal]) == pytest.approx(q[targets[ordinal]], rel=1e-4)
+        logits = TABLE @ outputs[ordinal]
+        expected, drawn = [], []
+        for item in (3, 5, 8):
+            mine = np.isclose(scored.negative[ordinal], logits[item], atol=1e-5)
+            np.testing.assert_allclose(np.exp(scored.negative_log_q[ordinal][mine]), q[item], rtol=1e-4)
+            assert bool(scored.hit[ordinal][mine].all()) == (item == targets[ordinal])
+            expected.append(n * q[item])
+            drawn.append(mine.sum())
+        assert sum(drawn) == n
+        assert ((np.array(drawn) - expected) ** 2 / expected).sum() < 13.8  # 2 degrees of freedom, p = 0.001
+
+
+@pytest.mark.parametrize("sets", [local, shared])
+def test_positive_mixing_moves_the_target_in_all_directions_alike(sets):
+    outputs = RNG.normal(size=(5, 4)).astype(np.float32)
+    seen, n = observed(RNG.integers(1, 9, 5)), 200_000
+    score = jax.jit(lambda p: Negatives(n, sets, "bce").score(KEYS, p, positive_mixing(LOG, 2.0)))
+    scored = score(predictions(seen, outputs))
+    moved = (scored.negative - scored.positive[:, None]) / 2 / np.linalg.norm(outputs, axis=1, keepdims=True)
+    assert float(jnp.abs(moved).max()) <= 1 + 1e-5  # the cosine with a unit vector
+    np.testing.assert_allclose(moved.mean(1), 0, atol=0.01)
+    np.testing.assert_allclose((moved**2).mean(1), 1 / 4, atol=0.01)  # as in 4 dimensions
+    different = len(np.unique(np.round(moved[:, 0] * 1e4)))
+    assert different == 5  # each output sees a direction at its own angle
+    assert not scored.hit.any()
+
+
+@pytest.mark.parametrize(
+    ("negatives", "proposal", "rows", "words"),
+    [
+        (Negatives(9, local, "bce"), uniform(LOG), 4, "bce.n_negatives = 9 is not between 1 and the catalog's 8 items"),
+        (Negatives(0, local, "bce"), uniform(LOG), 4, "bce.n_negatives = 0"),
+        (Negatives(4, shared, "bpr"), knn(LOG, 3, 1), 4, "bpr.negatives = @shared"),
+        (Negatives(4, local, "bpr"), similarity(LOG), 1, "pretrain.proposal = @similarity"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_by_name(negatives, proposal, rows, words):
+    with pytest.raises(InputError) as error:
+        negatives.check(proposal, 8, rows)
+    assert words in str(error.value)

@@ -12,7 +12,8 @@ from etl.recbole import convert
 from seqrec_jax.errors import InputError
 from seqrec_jax.evaluation.metrics import METRICS
 from seqrec_jax.losses.full_softmax import full_softmax
-from seqrec_jax.losses.negatives import uniform
+from seqrec_jax.losses.pairwise import bpr
+from seqrec_jax.losses.proposals.by_count import popularity, uniform
 from seqrec_jax.tasks.evaluate import evaluate
 from seqrec_jax.tasks.pretrain import pretrain
 from seqrec_jax.tasks.recommend import recommend
@@ -25,6 +26,7 @@ Architecture.n_layers = 1
 Architecture.hidden_dropout = 0.1
 Architecture.attention_dropout = 0.1
 one_cycle.learning_rate = 5e-3
+pretrain.train_batch_size = 400
 sampled_softmax.n_negatives = 64
 Ranking.rows = 8
 Tracker.uri = None
@@ -123,10 +125,91 @@ def test_mlflow_holds_the_references_names(finished):
     assert artifacts == {"config.gin", "results.json"}
 
 
-@pytest.mark.parametrize("settings", [{"loss": full_softmax}, {"proposal": uniform}, {"loss_positions": "last"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss": full_softmax},
+        {"loss": bpr, "proposal": uniform},
+        {"loss_positions": "last"},
+        {"accumulation_steps": 2, "rematerialize": True, "compute_dtype": "bfloat16"},
+    ],
+)
 def test_other_losses_and_schemes_train(shop_folder, tmp_path, settings):
     results = run(shop_folder, tmp_path / "run", epochs=4, **settings)
     assert results["test"]["ndcg_at_10"] > results["baselines"]["popularity"]["ndcg_at_10"]
+
+
+@pytest.mark.parametrize("proposal", ["@co_counts", "@similarity", "@knn", "@mixed"])
+def test_every_proposal_trains(shop_folder, tmp_path, proposal):
+    gin.parse_config(f"pretrain.proposal = {proposal}")
+    gin.parse_config("knn.pool_size = 20\nmixed.proposals = (@popularity, @knn)\nmixed.shares = (0.5, 0.5)")
+    results = run(shop_folder, tmp_path / "run", epochs=4)
+    assert results["test"]["ndcg_at_10"] > results["baselines"]["popularity"]["ndcg_at_10"]
+
+
+def test_points_around_the_target_train_but_tell_no_items_apart(shop_folder, tmp_path):
+    gin.parse_config("pretrain.proposal = @positive_mixing")
+    results = run(shop_folder, tmp_path / "run", epochs=4)
+    best = run(shop_folder, tmp_path / "best", epochs=4, proposal=popularity)
+    assert 0 <= results["test"]["ndcg_at_10"] < best["test"]["ndcg_at_10"]
+
+
+@pytest.mark.parametrize("encoder", ["id", "text_and_id"])
+def test_models_with_a_row_for_each_item(shop_folder, shop_files, tmp_path, encoder):
+    gin.parse_config(f"Architecture.item_encoder = '{encoder}'\nArchitecture.id_dropout = 0.2")
+    results = run(shop_folder, tmp_path / "run")
+    assert results["test"]["ndcg_at_10"] > 2 * results["baselines"]["popularity"]["ndcg_at_10"]
+    assert evaluate(checkpoint=str(tmp_path / "run"), dataset=str(shop_folder))["test"] == results["test"]
+
+    smaller = shutil.copytree(shop_files, tmp_path / "raw")
+    lines = next(smaller.glob("*.item")).read_text().splitlines(keepends=True)
+    next(smaller.glob("*.item")).write_text("".join([lines[0], *reversed(lines[1:])]))
+    convert(source=str(smaller), output=str(tmp_path / "other"), tokenizer_from=str(tmp_path / "run"))
+    with pytest.raises(InputError, match=r"another catalog than the checkpoint's.*Architecture.item_encoder = '"):
+        evaluate(checkpoint=str(tmp_path / "run"), dataset=str(tmp_path / "other"))
+
+
+def test_data_without_text_train_models_of_ids_alone(shop_files, tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    shutil.copy(next(shop_files.glob("*.inter")), raw)
+    convert(source=str(raw), output=str(tmp_path / "dataset"), max_tokens={})
+    with pytest.raises(InputError, match=r"Architecture.item_encoder = 'text' reads text, but .*dataset has none"):
+        run(tmp_path / "dataset", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    gin.parse_config("Architecture.item_encoder = 'id'")
+    results = run(tmp_path / "dataset", tmp_path / "run")
+    assert results["test"]["ndcg_at_10"] > 2 * results["baselines"]["popularity"]["ndcg_at_10"]
+    assert len(recommend(checkpoint=str(tmp_path / "run"), dataset=str(tmp_path / "dataset"), users=["u3"])["u3"]) == 10
+
+
+@pytest.mark.parametrize(
+    ("bindings", "words"),
+    [
+        (
+            "sampled_softmax.n_negatives = 201",
+            "sampled_softmax.n_negatives = 201 is not between 1 and the catalog's 200",
+        ),
+        ("sampled_softmax.temperature = 0.0", "sampled_softmax.temperature = 0.0 is not above 0"),
+        ("popularity.alpha = -1.0", "popularity.alpha = -1.0"),
+        ("pretrain.proposal = @knn\nknn.pool_size = 200", "knn.pool_size = 200"),
+        ("pretrain.proposal = @similarity\npretrain.train_batch_size = 200", "pretrain.proposal = @similarity"),
+        ("pretrain.proposal = @knn\nsampled_softmax.negatives = @shared", "sampled_softmax.negatives = @shared"),
+        (
+            "pretrain.proposal = @mixed\nmixed.proposals = (@popularity, @uniform)\nmixed.shares = (0.5, 0.6)",
+            r"mixed.shares = \(0.5, 0.6\) sum to 1.1",
+        ),
+        ("Architecture.repeat_offset = True", "Architecture.repeat_offset = True is learnt from the whole catalog"),
+        ("pretrain.compute_dtype = 'float8'", "pretrain.compute_dtype = 'float8'"),
+        ("Architecture.item_encoder = 'image'", "Architecture.item_encoder = 'image' is not one of text, id"),
+        ("Architecture.attention = 'cudnn'", "Architecture.attention = 'cudnn' drops no weights"),
+    ],
+)
+def test_senseless_bindings_are_refused_by_name(shop_folder, tmp_path, bindings, words):
+    gin.parse_config(bindings)
+    with pytest.raises(InputError, match=words):
+        pretrain(dataset=str(shop_folder), run_dir=str(tmp_path / "run"), epochs=2)
+    assert not (tmp_path / "run").exists()
 
 
 def test_training_stops_early(shop_folder, tmp_path):

@@ -8,7 +8,7 @@ from seqrec_jax.errors import InputError
 from seqrec_jax.evaluation import ranking
 from seqrec_jax.evaluation.baselines import popularity_ranks
 from seqrec_jax.evaluation.metrics import per_user, summarize
-from seqrec_jax.evaluation.ranking import Ranking, TargetRanker, rank_targets
+from seqrec_jax.evaluation.ranking import Ranking, Repeats, TargetRanker, rank_targets
 from seqrec_jax.evaluation.top_items import top_items
 from seqrec_jax.model.recommender import Architecture, build
 from seqrec_jax.training.devices import data_mesh, replicate
@@ -16,12 +16,12 @@ from seqrec_jax.training.devices import data_mesh, replicate
 RNG = np.random.default_rng(0)
 
 
-def ranks_of(outputs, catalog, targets, seen=None, n_sampled=None, ordinals=None):
+def ranks_of(outputs, catalog, targets, seen=None, n_sampled=None, ordinals=None, repeats=None):
     ordinals = np.arange(len(targets)) if ordinals is None else ordinals
     return np.asarray(
         rank_targets(
             jnp.asarray(outputs), jnp.asarray(catalog), jnp.asarray(targets), jnp.asarray(ordinals),
-            None if seen is None else jnp.asarray(seen), n_sampled=n_sampled, seed=1,
+            None if seen is None else jnp.asarray(seen), repeats, n_sampled=n_sampled, seed=1,
         )
     )  # fmt: skip
 
@@ -44,6 +44,23 @@ def test_full_ranks_equal_sorting(scored, items_per_block, monkeypatch):
 def test_ties_go_against_the_model():
     catalog = np.ones((11, 2), np.float32)
     np.testing.assert_array_equal(ranks_of(np.ones((1, 2), np.float32), catalog, np.array([4])), [9])
+
+
+@pytest.mark.parametrize("offset", [-2.0, 1.5, -1000.0])
+def test_items_of_the_history_are_ranked_with_their_offset(scored, offset):
+    outputs, catalog, targets = scored
+    histories = RNG.integers(1, 51, (30, 6))
+    histories[::3, 2] = targets[::3]
+    counts = np.array([[item not in row[:i] for i, item in enumerate(row)] for row in histories])
+    counts[:, 5] = False  # padding
+    scores = outputs @ catalog.T
+    for i in range(30):
+        scores[i, np.unique(histories[i, :5])] += offset
+    expected = [(np.delete(scores[i], [0, t]) >= scores[i, t]).sum() for i, t in enumerate(targets)]
+    repeats = Repeats(jnp.asarray(histories), jnp.asarray(counts), jnp.float32(offset))
+    np.testing.assert_array_equal(ranks_of(outputs, catalog, targets, repeats=repeats), expected)
+    sampled = ranks_of(outputs, catalog, targets, repeats=repeats, n_sampled=200_000) / 200_000
+    np.testing.assert_allclose(sampled, np.array(expected) / 49, atol=0.01)
 
 
 def test_seen_items_are_left_out_but_never_the_target(scored):
@@ -135,3 +152,28 @@ def test_popularity_ranks_by_training_count(shop, model):
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(InputError):
         Ranking(**wrong)
+
+
+def test_a_learnt_offset_keeps_the_history_out_of_rankings_and_recommendations(shop):
+    architecture = Architecture(n_layers=1, n_heads=2, hidden_size=8, inner_size=8, repeat_offset=True)
+    graph, params = build(architecture, dict.fromkeys(shop.features, shop.vocab_size), seed=0)
+    tokens = {name: jnp.asarray(shop.tokens(name)) for name in shop.features}
+    mesh = data_mesh()
+    targets = leave_one_out(shop).test
+
+    def ranks(params, **settings):
+        ranker = TargetRanker(graph, shop, targets, Ranking(rows=8, **settings), architecture.max_length, mesh)
+        return ranker.ranks(replicate(mesh, params), replicate(mesh, tokens))
+
+    low = jax.tree.map(jnp.array, params)
+    low["repeat"] = low["repeat"].replace(jnp.float32(-100.0))
+    never_again = [
+        user for user, position in zip(*targets, strict=True)
+        if shop.user_items(user)[position] not in shop.user_items(user)[:position]
+    ]  # fmt: skip
+    kept = np.isin(targets.users, never_again)
+    np.testing.assert_array_equal(ranks(low)[kept], ranks(params, mask_seen=True)[kept])
+    assert (ranks(low) < ranks(params)).any()
+    history = shop.user_items(3)
+    items, _ = top_items(graph, low, tokens, [history], k=20, max_length=architecture.max_length, exclude_seen=False)
+    assert not set(items[0]) & set(history)

@@ -2,6 +2,7 @@
 
 from math import erf
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from flax import nnx
 
 from seqrec_jax.errors import InputError
 from seqrec_jax.model import parameters
-from seqrec_jax.model.recommender import Architecture, build
+from seqrec_jax.model.recommender import Architecture, build, histories
+from seqrec_jax.model.transformer import Attention, attention_bias
 
 VOCAB = {"title": 30, "brand": 12}
 
@@ -79,6 +81,54 @@ def test_pooling_leaves_padding_out():
         longer = {name: np.pad(ids, ((0, 0), (0, 3))) for name, ids in tokens.items()}
         model = nnx.merge(graph, params)
         np.testing.assert_array_equal(model.encode_items(tokens), model.encode_items(longer))
+
+
+def test_an_item_has_its_text_its_own_row_or_their_sum():
+    features = {"title": np.array([[3, 4], [5, 0]]), "brand": np.array([[1], [2]]), "item_id": np.array([4, 7])}
+    rows = VOCAB | {"item_id": 9}
+    graph, params = build(Architecture(hidden_size=8, n_heads=1, item_encoder="text_and_id"), rows, seed=0)
+    model = nnx.merge(graph, params)
+    table = model.item_encoder.item_id.tables["item_id"][...]
+    expected = model.item_encoder.text(features) + table[jnp.array([4, 7])]
+    np.testing.assert_allclose(model.encode_items(features), expected, atol=1e-7)
+    assert parameters.count(params, with_tables=False) == parameters.count(params) - 9 * 8 - 8 * sum(VOCAB.values())
+
+    graph, params = build(Architecture(hidden_size=8, n_heads=1, item_encoder="id"), rows, seed=0)
+    model = nnx.merge(graph, params)
+    np.testing.assert_array_equal(
+        model.encode_items(features), model.item_encoder.tables["item_id"][...][jnp.array([4, 7])]
+    )
+
+
+def test_id_dropout_leaves_whole_rows_out_and_scales_the_others():
+    architecture = Architecture(hidden_size=8, n_heads=1, item_encoder="id", id_dropout=0.25)
+    graph, params = build(architecture, {"item_id": 4001}, seed=0)
+    model, items = nnx.merge(graph, params), {"item_id": np.arange(4001)}
+    full, dropped = model.encode_items(items), np.asarray(model.encode_items(items, jax.random.key(0)))
+    gone = (dropped == 0).all(1)
+    assert gone.mean() == pytest.approx(0.25, abs=0.03)
+    np.testing.assert_allclose(dropped[~gone], np.asarray(full)[~gone] / 0.75, rtol=1e-5)
+    some = {"item_id": np.array([7, 4000, 7, 12])}
+    np.testing.assert_array_equal(model.encode_items(some, jax.random.key(0)), dropped[some["item_id"]])
+
+
+def test_histories_hold_each_item_of_the_window_once():
+    items = jnp.array([[3, 5, 3, 4, 3, 9], [1, 2, 2, 0, 0, 0]])
+    positions = jnp.array([[0, 1, 2, 0, 1, 2], [0, 1, 2, 0, 0, 0]])
+    slots = [2, 1, 5, 8]
+    row_items, counts = histories(items, positions, jnp.array(slots))
+    held = [sorted(row[mask].tolist()) for row, mask in zip(np.asarray(row_items), np.asarray(counts), strict=True)]
+    assert held == [[3, 5], [3, 5], [3, 4, 9], [1, 2]]
+
+
+def test_plain_attention_agrees_with_the_one_that_drops_weights():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 6, 8)), jnp.float32)
+    segments = jnp.array([[1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 1, 1]])
+    plain = Attention(8, 2, 0.0, 0.0, rngs=nnx.Rngs(0))
+    dropping = Attention(8, 2, 0.0, 1e-9, rngs=nnx.Rngs(0))
+    bias = attention_bias(segments)
+    np.testing.assert_allclose(plain(x, bias, None), dropping(x, bias, jax.random.key(0)), atol=1e-5)
 
 
 def test_initialisation_is_the_papers():

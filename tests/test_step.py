@@ -7,26 +7,37 @@ import pytest
 
 from seqrec_jax.data.batches import PackedBatches
 from seqrec_jax.data.packing import all_positions, one_per_row, pack, prefixes
-from seqrec_jax.data.split import leave_one_out, train_counts
-from seqrec_jax.losses.negatives import Keys, local, popularity, shared
+from seqrec_jax.data.split import leave_one_out, training_log
+from seqrec_jax.losses.loss import Loss
+from seqrec_jax.losses.negatives import Keys, local, shared
+from seqrec_jax.losses.proposals.by_count import popularity
 from seqrec_jax.losses.sampled_softmax import sampled_softmax
 from seqrec_jax.model import parameters
 from seqrec_jax.model.recommender import Architecture, build
 from seqrec_jax.training.devices import data_mesh, replicate, split_rows
 from seqrec_jax.training.optimizer import adam, constant
-from seqrec_jax.training.step import Catalog, TrainState, make_loss_and_grads, make_train_step
+from seqrec_jax.training.step import (
+    FLOAT32,
+    Catalog,
+    Precision,
+    TrainState,
+    encode_once,
+    make_loss_and_grads,
+    make_train_step,
+)
 
 LENGTH = 20  # longer than any training sequence of the shop, so that a window is a whole user
+
+ARCHITECTURE = Architecture(n_layers=2, n_heads=2, hidden_size=16, inner_size=32, max_length=LENGTH)
 
 
 @pytest.fixture
 def setting(shop):
     split = leave_one_out(shop)
-    architecture = Architecture(n_layers=2, n_heads=2, hidden_size=16, inner_size=32, max_length=LENGTH)
-    graph, params = build(architecture, dict.fromkeys(shop.features, shop.vocab_size), seed=5)
+    graph, params = build(ARCHITECTURE, dict.fromkeys(shop.features, shop.vocab_size), seed=5)
     params = jax.tree.map(lambda array: 4 * array, params)  # so that differences would show
     tokens = {name: jnp.asarray(shop.tokens(name)) for name in shop.features}
-    catalog = Catalog(tokens, jax.tree.map(jnp.asarray, popularity(train_counts(shop, split))))
+    catalog = Catalog(tokens, jax.tree.map(jnp.asarray, popularity(training_log(shop, split))))
     return shop, split, graph, params, catalog
 
 
@@ -34,15 +45,15 @@ def batches_of(shop, windows, layout, rows, shards=1, last_only=False):
     return PackedBatches(shop.items.take, windows, layout, rows=rows, shards=shards, last_only=last_only, seed=0)
 
 
-def epoch_loss(setting, batches, n_devices=1):
+def epoch_loss(setting, batches, n_devices=1, precision=FLOAT32):
     """Sum over an epoch of loss and gradient, each batch weighted by its targets; negatives fixed by a common key."""
     _, _, graph, params, catalog = setting
     mesh = data_mesh(jax.devices()[:n_devices])
 
-    def loss(keys, *args):
-        return sampled_softmax(Keys(jax.random.key(7), keys.own), *args, negatives=shared, n_negatives=30)
-
-    mean = jax.jit(make_loss_and_grads(graph, loss, mesh))
+    drawn = sampled_softmax(30, shared)
+    fixed = Keys(jax.random.key(7), jax.random.key(7))
+    loss = drawn._replace(draw=lambda keys, *args: drawn.draw(fixed, *args))
+    mean = jax.jit(make_loss_and_grads(graph, loss, mesh, precision))
     params, catalog = replicate(mesh, params), replicate(mesh, catalog)
     total, grads, count = 0.0, None, 0.0
     for step in range(batches.steps_per_epoch):
@@ -93,6 +104,64 @@ def test_four_devices_equal_one(setting):
     )
 
 
+def test_a_batch_in_parts_equals_the_whole(setting):
+    shop, split, *_ = setting
+    windows = all_positions(shop.offsets, split, LENGTH)
+    layout = pack(windows.lengths, LENGTH)
+    assert_same(
+        epoch_loss(setting, batches_of(shop, windows, layout, rows=16, shards=4), precision=Precision(None, 4)),
+        epoch_loss(setting, batches_of(shop, windows, layout, rows=16)),
+    )
+    assert_same(
+        epoch_loss(setting, batches_of(shop, windows, layout, rows=16, shards=4), 2, Precision(None, 2)),
+        epoch_loss(setting, batches_of(shop, windows, layout, rows=16)),
+    )
+
+
+def test_rematerialized_activations_give_the_same_gradients(setting):
+    shop, split, _, params, catalog = setting
+    again, _ = build(ARCHITECTURE, dict.fromkeys(shop.features, shop.vocab_size), seed=5, rematerialize=True)
+    windows = all_positions(shop.offsets, split, LENGTH)
+    batches = batches_of(shop, windows, pack(windows.lengths, LENGTH), rows=16)
+    assert_same(epoch_loss(setting, batches), epoch_loss((shop, split, again, params, catalog), batches))
+
+
+def test_bfloat16_is_near_float32(setting):
+    shop, split, *_ = setting
+    windows = all_positions(shop.offsets, split, LENGTH)
+    batches = batches_of(shop, windows, pack(windows.lengths, LENGTH), rows=16)
+    exact = epoch_loss(setting, batches)
+    rounded = epoch_loss(setting, batches, precision=Precision("bfloat16"))
+    assert rounded[1] == pytest.approx(exact[1], rel=0.01)
+    assert rounded[1] != exact[1]
+    for name, grad in exact[2].items():
+        assert rounded[2][name].dtype == np.float32
+        assert np.linalg.norm(rounded[2][name] - grad) < 0.1 * np.linalg.norm(grad) + 1e-4, name
+
+
+@pytest.mark.parametrize("n_items", [8, 1000, 40_000])
+@pytest.mark.parametrize("sets", [0, 1, 5])
+@pytest.mark.parametrize("whole", [False, True])
+def test_each_item_of_a_step_is_encoded_once(n_items, sets, whole):
+    rng = np.random.default_rng(0)
+    table, encoded = jnp.asarray(rng.normal(size=(n_items + 1, 3)), jnp.float32), []
+
+    def encode(items):
+        encoded.append(items.size)
+        return table[items]
+
+    items = jnp.asarray(rng.choice(np.arange(1, n_items + 1), 7, replace=False), jnp.int32)
+    drawn = jnp.asarray(rng.integers(1, n_items + 1, (sets, 11)), jnp.int32) if sets else None
+    got = encode_once(encode, items, drawn, n_items, whole)
+    np.testing.assert_array_equal(got.embeddings[got.of_batch], table[items])
+    if drawn is not None:
+        np.testing.assert_array_equal(got.embeddings[got.of_drawn], table[drawn])
+    if whole:
+        np.testing.assert_array_equal(got.embeddings, table)
+    assert len(encoded) == 1
+    assert len(got.embeddings) <= n_items + 1
+
+
 @pytest.mark.parametrize("kind", ["common", "own"])
 def test_each_device_has_its_own_key_beside_the_common_one(setting, kind):
     shop, split, graph, params, catalog = setting
@@ -100,9 +169,10 @@ def test_each_device_has_its_own_key_beside_the_common_one(setting, kind):
     windows = all_positions(shop.offsets, split, LENGTH)
     batch = batches_of(shop, windows, pack(windows.lengths, LENGTH), rows=16, shards=4).batch(0)
 
-    def loss(keys, outputs, *_):
-        return jnp.broadcast_to(jax.random.uniform(getattr(keys, kind)), outputs.shape[:1])
+    def losses(keys, predictions, proposal):
+        return jnp.broadcast_to(jax.random.uniform(getattr(keys, kind)), predictions.outputs.shape[:1])
 
+    loss = Loss(check=lambda *_: None, draw=lambda *_: None, losses=losses)
     step = jax.jit(make_loss_and_grads(graph, loss, mesh))
     value, _ = step(replicate(mesh, params), replicate(mesh, catalog), split_rows(mesh, batch), key, None)
     weights = batch.weights.reshape(4, -1).sum(1)
@@ -118,10 +188,7 @@ def train(setting, steps, n_devices, negatives):
     batches = batches_of(shop, windows, pack(windows.lengths, LENGTH), rows=16, shards=n_devices)
     optimizer = adam(constant(steps, learning_rate=3e-3))
 
-    def loss(*args):
-        return sampled_softmax(*args, negatives=negatives, n_negatives=20)
-
-    step = make_train_step(graph, loss, optimizer, mesh, seed=3)
+    step = make_train_step(graph, sampled_softmax(20, negatives), optimizer, mesh, seed=3)
     fresh = jax.tree.map(jnp.array, params)
     state = replicate(mesh, TrainState(fresh, optimizer.init(fresh), np.int32(0)))
     catalog = replicate(mesh, catalog)

@@ -1,5 +1,6 @@
 """Which interactions train, and which are predicted in validation and test."""
 
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -48,15 +49,39 @@ def leave_one_out(dataset: Dataset) -> Split:
     )
 
 
+USERS_PER_BLOCK = 1 << 16
+
+
+def _training_items(dataset: Dataset, split: Split) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Training items of a block of users after the other: lengths [users] and, user by user, items [sum of lengths]."""
+    for first in range(0, dataset.n_users, USERS_PER_BLOCK):
+        lengths = split.train_lengths[first : first + USERS_PER_BLOCK]
+        yield lengths, dataset.items.take(ranges(dataset.offsets[first : first + len(lengths)], lengths))
+
+
 def train_counts(dataset: Dataset, split: Split) -> np.ndarray:
     """Training interactions of each item: [n_items + 1] int64; row 0 is padding."""
     counts = np.zeros(dataset.n_items + 1, np.int64)
-    users_per_block = 1 << 16
-    for first in range(0, dataset.n_users, users_per_block):
-        lengths = split.train_lengths[first : first + users_per_block]
-        flat = ranges(dataset.offsets[first : first + len(lengths)], lengths)
-        counts += np.bincount(dataset.items.take(flat), minlength=len(counts))
+    for _, items in _training_items(dataset, split):
+        counts += np.bincount(items, minlength=len(counts))
     return counts
+
+
+class TrainingLog(NamedTuple):
+    """What proposals of negatives are made from.
+
+    Attributes:
+        counts: [n_items + 1] training interactions of each item; row 0 is padding.
+        blocks: gives the users' training items, block by block: lengths [users], items [sum of lengths] int32.
+    """
+
+    counts: np.ndarray
+    blocks: Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
+
+
+def training_log(dataset: Dataset, split: Split) -> TrainingLog:
+    """The training part of a dataset."""
+    return TrainingLog(train_counts(dataset, split), lambda: _training_items(dataset, split))
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

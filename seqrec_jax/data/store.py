@@ -1,5 +1,6 @@
 """A dataset folder opened by memory map."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,13 @@ class Dataset:
     def tokenizer_sha256(self) -> str:
         """SHA-256 of the SentencePiece model that made the tokens."""
         return self.manifest["tokenizer"]["sha256"]
+
+    def catalog_sha256(self) -> str:
+        """SHA-256 of the item ids in the order of their rows: equal for the same catalog, whatever its texts."""
+        digest = hashlib.sha256()
+        for chunk in self.items_table["item_id"].chunks:
+            digest.update("\0".join(chunk.to_pylist()).encode() + b"\0")
+        return digest.hexdigest()
 
     def user_items(self, user: int) -> np.ndarray:
         """Item rows of one user in time order: [n] int32."""

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import gin
 import jax
@@ -12,11 +13,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
-from seqrec_jax.data.batches import Batch, PackedBatches, prefetch
+from seqrec_jax.data.batches import PackedBatches, prefetch
 from seqrec_jax.data.packing import histories, pack
 from seqrec_jax.data.split import Targets
 from seqrec_jax.data.store import Dataset
 from seqrec_jax.errors import InputError
+from seqrec_jax.model.recommender import histories as histories_of
 
 ITEMS_PER_BLOCK = 4096
 TARGETS_PER_SAMPLED_BLOCK = 16
@@ -74,20 +76,58 @@ def _beaten_by_catalog(outputs: jax.Array, catalog: jax.Array, targets: jax.Arra
 
 
 def _beaten_by_sample(
-    outputs: jax.Array, catalog: jax.Array, targets: jax.Array, bar: jax.Array, keys: jax.Array, n: int
+    outputs: jax.Array,
+    catalog: jax.Array,
+    targets: jax.Array,
+    bar: jax.Array,
+    keys: jax.Array,
+    n: int,
+    repeats: "Repeats | None",
 ) -> jax.Array:
     """How many of n uniform draws of other items score at least `bar`: [targets] int32."""
     n_items = catalog.shape[0] - 1
 
     def count(part):
-        output, target, least, key = part
+        output, target, least, key, held = part
         draws = jax.random.randint(key, (n,), 1, n_items)
         draws = draws + (draws >= target)
-        return (catalog[draws] @ output >= least).sum(dtype=jnp.int32)
+        scores = catalog[draws] @ output
+        if repeats is not None:
+            scores += repeats.offset * jnp.isin(draws, held)
+        return (scores >= least).sum(dtype=jnp.int32)
 
-    return jax.lax.map(
-        count, (outputs, targets, bar, keys), batch_size=min(TARGETS_PER_SAMPLED_BLOCK, outputs.shape[0])
-    )
+    held = None if repeats is None else jnp.where(repeats.counts, repeats.items, 0)
+    parts = (outputs, targets, bar, keys, held)
+    return jax.lax.map(count, parts, batch_size=min(TARGETS_PER_SAMPLED_BLOCK, outputs.shape[0]))
+
+
+class Repeats(NamedTuple):
+    """Items of the histories, whose scores the model changes.
+
+    Attributes:
+        items: [targets, most] int32.
+        counts: [targets, most] bool, whether it is one.
+        offset: [] float32, what is added to their scores.
+    """
+
+    items: jax.Array
+    counts: jax.Array
+    offset: jax.Array
+
+
+def _beaten_by_repeats(
+    outputs: jax.Array, catalog: jax.Array, targets: jax.Array, bar: jax.Array, repeats: Repeats
+) -> jax.Array:
+    """By how many more items of its history a target is beaten with their offset than without: [targets] int32."""
+
+    def count(part):
+        output, target, least, items, counts = part
+        scores, counts = catalog[items] @ output, counts & (items != target)
+        above = (counts & (scores + repeats.offset >= least)).sum(dtype=jnp.int32)
+        return above - (counts & (scores >= least)).sum(dtype=jnp.int32)
+
+    parts = (outputs, targets, bar, repeats.items, repeats.counts)
+    return jax.lax.map(count, parts, batch_size=min(64, outputs.shape[0]))
 
 
 def rank_targets(
@@ -96,6 +136,7 @@ def rank_targets(
     targets: jax.Array,
     ordinals: jax.Array,
     seen: jax.Array | None,
+    repeats: Repeats | None = None,
     *,
     n_sampled: int | None,
     seed: int,
@@ -108,6 +149,7 @@ def rank_targets(
         targets: [targets] int32, catalog items.
         ordinals: [targets] int32, which seed each target's sample.
         seen: [targets, most] int32 distinct items to leave out, 0 for padding; or None.
+        repeats: items whose scores the model changes; or None.
         n_sampled: None ranks among the whole catalog.
         seed: of the samples.
 
@@ -115,13 +157,15 @@ def rank_targets(
         [targets] int32, 0 for the top.
     """
     score = (outputs * catalog[targets]).sum(-1)
+    if repeats is not None:
+        score += repeats.offset * (repeats.counts & (repeats.items == targets[:, None])).any(1)
     bar = score - TIE * (1 + jnp.abs(score))
     if n_sampled is not None:
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), i))(ordinals)
-        return _beaten_by_sample(outputs, catalog, targets, bar, keys, n_sampled)
+        return _beaten_by_sample(outputs, catalog, targets, bar, keys, n_sampled, repeats)
     beaten = _beaten_by_catalog(outputs, catalog, targets, bar)
     if seen is None:
-        return beaten
+        return beaten if repeats is None else beaten + _beaten_by_repeats(outputs, catalog, targets, bar, repeats)
 
     def count_seen(part):
         output, target, least, items = part
@@ -132,18 +176,19 @@ def rank_targets(
 
 
 def encode_catalog(graph: nnx.GraphDef) -> Callable[[nnx.State, Mapping[str, jax.Array | np.ndarray]], jax.Array]:
-    """A jitted f(params, tokens) -> [n_items + 1, hidden], in blocks of items."""
+    """A jitted f(params, features) -> [n_items + 1, hidden], in blocks of items."""
 
     @jax.jit
-    def encode(params: nnx.State, tokens: Mapping[str, jax.Array | np.ndarray]) -> jax.Array:
+    def encode(params: nnx.State, features: Mapping[str, jax.Array | np.ndarray]) -> jax.Array:
         model = nnx.merge(graph, params)
-        n_rows = next(iter(tokens.values())).shape[0]
+        n_rows = next(iter(features.values())).shape[0]
         n_blocks = -(-n_rows // ITEMS_PER_BLOCK)
+        pad = n_blocks * ITEMS_PER_BLOCK - n_rows
         blocks = {
-            name: jnp.pad(ids, ((0, n_blocks * ITEMS_PER_BLOCK - n_rows), (0, 0))).reshape(
-                n_blocks, ITEMS_PER_BLOCK, -1
+            name: jnp.pad(values, ((0, pad), *((0, 0) for _ in values.shape[1:]))).reshape(
+                n_blocks, ITEMS_PER_BLOCK, *values.shape[1:]
             )
-            for name, ids in tokens.items()
+            for name, values in features.items()
         }
         return jax.lax.map(model.encode_items, blocks).reshape(n_blocks * ITEMS_PER_BLOCK, -1)[:n_rows]
 
@@ -180,14 +225,14 @@ class TargetRanker:
         split, whole = PartitionSpec(mesh.axis_names[0]), PartitionSpec()
         self._place = jax.sharding.NamedSharding(mesh, split)
 
-        def outputs(params: nnx.State, catalog: jax.Array, batch: Batch) -> jax.Array:
-            hidden = nnx.merge(graph, params).encode_sequences(
-                catalog[batch.items][batch.inputs], batch.segments, batch.positions
-            )
-            return hidden.reshape(-1, hidden.shape[-1])[batch.slots]
-
         def rank_batch(params, catalog, batch, ordinals, seen):
-            return rank(outputs(params, catalog, batch), catalog, batch.items[batch.targets], ordinals, seen)
+            model, items = nnx.merge(graph, params), batch.items[batch.inputs]
+            hidden = model.encode_sequences(catalog[batch.items][batch.inputs], batch.segments, batch.positions)
+            outputs = hidden.reshape(-1, hidden.shape[-1])[batch.slots]
+            repeats = None
+            if model.repeat_offset is not None:
+                repeats = Repeats(*histories_of(items, batch.positions, batch.slots), model.repeat_offset)
+            return rank(outputs, catalog, batch.items[batch.targets], ordinals, seen, repeats)
 
         def rank_constant(scores, batch, ordinals, seen):
             ones = jnp.ones((batch.slots.shape[0], 1), scores.dtype)
@@ -229,9 +274,9 @@ class TargetRanker:
                 ranks[of_shard] = values[: len(of_shard)]
         return ranks
 
-    def ranks(self, params: nnx.State, tokens: Mapping[str, jax.Array | np.ndarray]) -> np.ndarray:
+    def ranks(self, params: nnx.State, features: Mapping[str, jax.Array | np.ndarray]) -> np.ndarray:
         """Ranks of all targets by the model: [n] int64, in the order of the targets."""
-        catalog = self.encode_catalog(params, tokens)
+        catalog = self.encode_catalog(params, features)
         return self._collect(functools.partial(self._rank_batch, params, catalog))
 
     def ranks_by_item(self, scores: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ HISTORIES_PER_BLOCK = 64
 def top_items(
     graph: nnx.GraphDef,
     params: nnx.State,
-    tokens: Mapping[str, jax.Array],
+    features: Mapping[str, jax.Array],
     histories: Sequence[np.ndarray],
     *,
     k: int,
@@ -27,7 +27,7 @@ def top_items(
     Args:
         graph: of the recommender.
         params: of the recommender.
-        tokens: of the catalog, per feature [n_items + 1, tokens].
+        features: what the model reads of the catalog.
         histories: item rows in time order, each at least one; the last max_length are read.
         k: items for each.
         max_length: of the model.
@@ -37,7 +37,7 @@ def top_items(
         Item rows [histories, k] int32, best first, and their scores [histories, k] float32; where fewer than k items
         are left, item 0 with score -inf.
     """
-    catalog = encode_catalog(graph)(params, tokens)
+    catalog = encode_catalog(graph)(params, features)
     k = min(k, catalog.shape[0] - 1)
 
     @jax.jit
@@ -45,9 +45,12 @@ def top_items(
         columns = jnp.arange(inputs.shape[1])
         segments = (columns < lengths[:, None]).astype(jnp.int32)
         positions = jnp.broadcast_to(columns, inputs.shape)
-        hidden = nnx.merge(graph, params).encode_sequences(catalog[inputs], segments, positions)
+        model, row = nnx.merge(graph, params), jnp.arange(len(inputs))[:, None]
+        hidden = model.encode_sequences(catalog[inputs], segments, positions)
         scores = hidden[jnp.arange(len(inputs)), lengths - 1] @ catalog.T
-        scores = scores.at[jnp.arange(len(inputs))[:, None], hidden_items].set(-jnp.inf)
+        if model.repeat_offset is not None:
+            scores = scores.at[row, inputs].set(scores[row, inputs] + model.repeat_offset)
+        scores = scores.at[row, hidden_items].set(-jnp.inf)
         values, items = jax.lax.top_k(scores, k)
         return jnp.where(jnp.isfinite(values), items, 0), values
 

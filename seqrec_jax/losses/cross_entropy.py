@@ -1,10 +1,26 @@
 """Cross entropy against a target's logit and its competitors'."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
+from seqrec_jax.errors import InputError
+
 MASKED_LOGIT = -655.04
 """What the reference gives a negative that equals its target: float16's minimum divided by 100."""
+
+
+def check_softmax(loss: str, temperature: float, label_smoothing: float) -> None:
+    """Refuses a temperature or a smoothing that makes no sense.
+
+    Raises:
+        InputError: naming the binding.
+    """
+    if not 0 < temperature < math.inf:
+        raise InputError(f"{loss}.temperature = {temperature} is not above 0")
+    if not 0 <= label_smoothing < 1:
+        raise InputError(f"{loss}.label_smoothing = {label_smoothing} is not in [0, 1)")
 
 
 def cross_entropy(

@@ -1,58 +1,118 @@
 """Softmax over the whole catalog."""
 
+import functools
+
 import gin
 import jax
 import jax.numpy as jnp
 
-from seqrec_jax.losses.cross_entropy import cross_entropy
-from seqrec_jax.losses.negatives import Encode, Keys, Proposal
+from seqrec_jax.losses.cross_entropy import check_softmax
+from seqrec_jax.losses.loss import Loss
+from seqrec_jax.losses.negatives import AnyProposal, Keys, Predictions, dot, positive_logits, score_history, wide
 
-TARGETS_PER_BLOCK = 128
+LOGITS_PER_BLOCK = 1 << 21
 
 
-@gin.configurable
-def full_softmax(
-    keys: Keys,
-    outputs: jax.Array,
-    targets: jax.Array,
-    target_embeddings: jax.Array,
-    encode: Encode,
-    proposal: Proposal,
-    *,
-    temperature: float = 1.0,
-    label_smoothing: float = 0.0,
-) -> jax.Array:
-    """Cross entropy of the target among all items, in blocks of targets; the blocks' logits are made again backward.
+def _blocks(outputs: jax.Array, catalog: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The catalog in blocks whose logits take 8 MB, which a cache holds: [blocks, items, hidden], and their rows
+    [blocks, items]."""
+    n_rows, hidden = catalog.shape
+    most = max(256, LOGITS_PER_BLOCK // len(outputs))
+    n_blocks = -(-n_rows // most)
+    per_block = -(-n_rows // n_blocks)
+    padded = jnp.pad(catalog, ((0, n_blocks * per_block - n_rows), (0, 0)))
+    return padded.reshape(n_blocks, per_block, hidden), jnp.arange(n_blocks * per_block).reshape(n_blocks, per_block)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def log_normalizer(outputs: jax.Array, catalog: jax.Array, temperature: float) -> jax.Array:
+    """log of the sum of exp(logit / temperature) over a catalog, in blocks of items, forward and backward.
+
+    Neither the logits [targets, items] nor their gradient is ever held whole: the running maximum and sum of online
+    softmax (Milakov and Gimelshein, arXiv 1805.02867), and the logits made again for the gradient.
 
     Args:
-        keys: unused, as nothing is drawn.
-        outputs: [targets, hidden], of the transformer.
-        targets: [targets] int32, catalog items.
-        target_embeddings: [targets, hidden].
-        encode: embeds catalog items.
-        proposal: gives the size of the catalog.
+        outputs: [targets, hidden].
+        catalog: [n_items + 1, hidden]; row 0, padding, is left out.
         temperature: divides the logits.
-        label_smoothing: share of the label spread over all items.
 
     Returns:
         [targets] float32.
     """
-    del keys
-    catalog = encode(jnp.arange(1, proposal.n_items + 1, dtype=jnp.int32))
+    n_rows = catalog.shape[0]
 
-    @jax.checkpoint
-    def block(output: jax.Array, target: jax.Array, target_embedding: jax.Array) -> jax.Array:
-        logits = catalog @ output
-        others = jnp.where(jnp.arange(1, proposal.n_items + 1) == target, -jnp.inf, logits)
-        positive = output @ target_embedding
-        loss = cross_entropy(positive[None], others[None], temperature)[0]
-        if label_smoothing:
-            mean_logit = logits.mean() / temperature
-            loss = loss + label_smoothing * (positive / temperature - mean_logit)
-        return loss
+    def add(carry, block):
+        highest, total = carry
+        embeddings, rows = block
+        logits = jnp.where((rows > 0) & (rows < n_rows), dot(outputs, embeddings.T) / temperature, -jnp.inf)
+        new = jnp.maximum(highest, logits.max(1))
+        return (new, total * jnp.exp(highest - new) + jnp.exp(logits - new[:, None]).sum(1)), None
 
-    return jax.lax.map(
-        lambda parts: block(*parts),
-        (outputs, targets, target_embeddings),
-        batch_size=min(TARGETS_PER_BLOCK, len(outputs)),
-    )
+    kind = wide(outputs)
+    start = (jnp.full(len(outputs), jnp.finfo(kind).min, kind), jnp.zeros(len(outputs), kind))
+    highest, total = jax.lax.scan(add, start, _blocks(outputs, catalog))[0]
+    return highest + jnp.log(total)
+
+
+def _forward(outputs, catalog, temperature):
+    value = log_normalizer(outputs, catalog, temperature)
+    return value, (outputs, catalog, value)
+
+
+def _backward(temperature, kept, gradient):
+    outputs, catalog, value = kept
+    n_rows = catalog.shape[0]
+    scale = (gradient / temperature)[:, None]
+
+    def of_block(to_outputs, block):
+        embeddings, rows = block
+        logits = jnp.where((rows > 0) & (rows < n_rows), dot(outputs, embeddings.T) / temperature, -jnp.inf)
+        weights = (jnp.exp(logits - value[:, None]) * scale).astype(catalog.dtype)
+        return to_outputs + dot(weights, embeddings), dot(weights.T, outputs).astype(catalog.dtype)
+
+    start = jnp.zeros(outputs.shape, wide(outputs))
+    to_outputs, to_catalog = jax.lax.scan(of_block, start, _blocks(outputs, catalog))
+    return to_outputs.astype(outputs.dtype), to_catalog.reshape(-1, catalog.shape[1])[:n_rows]
+
+
+log_normalizer.defvjp(_forward, _backward)
+
+
+def _repeats(
+    predictions: Predictions, normalizer: jax.Array, offset: jax.Array, temperature: float
+) -> tuple[jax.Array, jax.Array]:
+    """What the offset of the history's items adds to the log normalizer and to the target's logit: [targets] each."""
+    logits, items, counts = score_history(predictions)
+    held = jnp.where(counts, jnp.exp(logits / temperature - normalizer[:, None]), 0).sum(1)
+    held = jnp.minimum(held, 1 - 1e-5)  # the history's share of the softmax, which rounding may lift to 1
+    is_target = (counts & (items == predictions.observed.targets[:, None])).any(1)
+    return jnp.log1p(held * jnp.expm1(offset)), jnp.where(is_target, offset, 0)
+
+
+@gin.configurable
+def full_softmax(temperature: float = 1.0, label_smoothing: float = 0.0) -> Loss:
+    """Cross entropy of the target among all items, in blocks of items.
+
+    Args:
+        temperature: divides the logits.
+        label_smoothing: share of the label spread over all items.
+
+    Raises:
+        InputError: temperature or label_smoothing is out of range.
+    """
+    check_softmax("full_softmax", temperature, label_smoothing)
+
+    def losses(keys: Keys, predictions: Predictions, proposal: AnyProposal) -> jax.Array:
+        del keys, proposal
+        normalizer = log_normalizer(predictions.outputs, predictions.embeddings, temperature)
+        positive = positive_logits(predictions) / temperature
+        if predictions.repeat_offset is not None:
+            offset = predictions.repeat_offset / temperature
+            more, repeated = _repeats(predictions, normalizer, offset, temperature)
+            normalizer, positive = normalizer + more, positive + repeated
+        if not label_smoothing:
+            return normalizer - positive
+        mean = dot(predictions.outputs, predictions.embeddings[1:].mean(0)) / temperature
+        return normalizer - (1 - label_smoothing) * positive - label_smoothing * mean
+
+    return Loss(lambda *_: None, lambda *_: None, losses, whole_catalog=True)

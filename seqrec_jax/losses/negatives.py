@@ -1,8 +1,4 @@
-"""Where negatives come from: proposals q over the catalog, and how a step draws from them.
-
-A proposal is a function of the training counts, chosen in Gin. Drawing is exact and takes constant time a draw by
-Walker's alias method (Vose, IEEE TSE 1991).
-"""
+"""Negatives of a step: how many sets, which items to encode for them, and their logits beside the target's."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,74 +6,16 @@ from typing import NamedTuple
 import gin
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from seqrec_jax.errors import InputError
+from seqrec_jax.losses.proposals.by_count import LEAST_Q
+from seqrec_jax.losses.proposals.in_batch import PositiveMixing, Similarity
+from seqrec_jax.losses.proposals.interface import Observed, Proposal
+from seqrec_jax.model.recommender import histories
 
-class Proposal(NamedTuple):
-    """A distribution q over the catalog, row 0 (padding) having none.
+TARGETS_PER_BLOCK = 64
 
-    Attributes:
-        log_q: [n_items + 1] float32, log(q + 1e-16).
-        threshold: [n_items] float32, of the alias table for items 1 to n_items.
-        alias: [n_items] int32, the item drawn when the threshold is missed.
-    """
-
-    log_q: jax.Array | np.ndarray
-    threshold: jax.Array | np.ndarray
-    alias: jax.Array | np.ndarray
-
-    @property
-    def n_items(self) -> int:
-        """Items of the catalog, without padding."""
-        return self.alias.shape[0]
-
-
-def alias_table(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Walker's alias table: [n] float64 -> threshold [n] float64, alias [n] int64.
-
-    Cell i is drawn uniformly; it yields i with probability threshold[i] and alias[i] otherwise.
-    """
-    n = len(probabilities)
-    scaled = probabilities * n
-    threshold, alias = np.ones(n), np.arange(n)
-    small, large = list(np.flatnonzero(scaled < 1)), list(np.flatnonzero(scaled >= 1))
-    while small and large:
-        less, more = small.pop(), large[-1]
-        threshold[less], alias[less] = scaled[less], more
-        scaled[more] -= 1 - scaled[less]
-        if scaled[more] < 1:
-            small.append(large.pop())
-    return threshold, alias
-
-
-def make_proposal(q: np.ndarray) -> Proposal:
-    """A proposal from probabilities [n_items + 1] float64 that sum to 1, q[0] being 0."""
-    threshold, alias = alias_table(q[1:].astype(np.float64))
-    return Proposal(np.log(q + 1e-16).astype(np.float32), threshold.astype(np.float32), (alias + 1).astype(np.int32))
-
-
-@gin.configurable
-def uniform(counts: np.ndarray) -> Proposal:
-    """Every item alike.
-
-    Args:
-        counts: [n_items + 1] training interactions of each item.
-    """
-    q = np.full(len(counts), 1 / (len(counts) - 1))
-    q[0] = 0
-    return make_proposal(q)
-
-
-@gin.configurable
-def popularity(counts: np.ndarray) -> Proposal:
-    """In proportion to training count + 1.
-
-    Args:
-        counts: [n_items + 1] training interactions of each item.
-    """
-    q = counts + 1.0
-    q[0] = 0
-    return make_proposal(q / q.sum())
+AnyProposal = Proposal | Similarity | PositiveMixing
 
 
 class Keys(NamedTuple):
@@ -92,71 +30,172 @@ class Keys(NamedTuple):
     own: jax.Array
 
 
-def draw(proposal: Proposal, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Draws items, with replacement: int32 rows of the catalog, from 1 to n_items, of the given shape."""
-    cell_key, side_key = jax.random.split(key)
-    cell = jax.random.randint(cell_key, shape, 0, proposal.n_items)
-    side = jax.random.uniform(side_key, shape)
-    return jnp.where(side < proposal.threshold[cell], cell + 1, proposal.alias[cell])
+class Sets(NamedTuple):
+    """Sets of negatives of a step on one device.
+
+    Attributes:
+        key: of their draw.
+        number: 1, or as many as targets.
+    """
+
+    key: jax.Array
+    number: int
+
+
+@gin.configurable
+def shared(keys: Keys, n_targets: int) -> Sets:
+    """One set of negatives for all targets of the step, the same on every device."""
+    del n_targets
+    return Sets(keys.common, 1)
+
+
+@gin.configurable
+def local(keys: Keys, n_targets: int) -> Sets:
+    """A set of negatives for each target."""
+    return Sets(keys.own, n_targets)
+
+
+class Predictions(NamedTuple):
+    """What the model gives for a device's share of the batch.
+
+    Attributes:
+        observed: the targets and their histories.
+        hidden: [rows, length, hidden], the transformer's outputs at every position.
+        inputs: [rows, length, hidden], the embeddings of what is there.
+        outputs: [targets, hidden], the outputs that are scored.
+        target_embeddings: [targets, hidden].
+        n_items: of the catalog.
+        embeddings: [encoded, hidden], of the step's distinct items; of the whole catalog, in order, where a loss asks
+            for it.
+        repeat_offset: what is added to the logits of items that the history holds; None where the model has no such
+            number.
+        drawn: [1 or targets, n] int32 catalog items; None where nothing was drawn from the catalog.
+        drawn_rows: their rows of `embeddings`.
+    """
+
+    observed: Observed
+    hidden: jax.Array
+    inputs: jax.Array
+    outputs: jax.Array
+    target_embeddings: jax.Array
+    n_items: int
+    embeddings: jax.Array
+    repeat_offset: jax.Array | None = None
+    drawn: jax.Array | None = None
+    drawn_rows: jax.Array | None = None
+
+
+class Scored(NamedTuple):
+    """Logits of the targets and of their negatives.
+
+    Attributes:
+        positive: [targets] float32, dot products.
+        negative: [targets, n] float32.
+        positive_log_q: [targets] float32.
+        negative_log_q: [1 or targets, n] float32.
+        hit: [1 or targets, n] bool, a negative that is the target itself.
+    """
+
+    positive: jax.Array
+    negative: jax.Array
+    positive_log_q: jax.Array
+    negative_log_q: jax.Array
+    hit: jax.Array
 
 
 class Negatives(NamedTuple):
-    """Negatives of a step, scored.
+    """The negatives of a loss.
 
     Attributes:
-        items: [targets or 1, n] int32.
-        logits: [targets, n] float32, dot products with the sequence outputs.
+        n: of each set.
+        sets: `local` or `shared`.
+        loss: the loss's name, for messages.
     """
 
-    items: jax.Array
-    logits: jax.Array
+    n: int
+    sets: Callable[[Keys, int], Sets]
+    loss: str
+
+    def check(self, proposal: AnyProposal, n_items: int, rows: int) -> None:
+        """Refuses what cannot be drawn.
+
+        Args:
+            proposal: to draw from.
+            n_items: of the catalog.
+            rows: of a device's share of the batch.
+
+        Raises:
+            InputError: naming the binding.
+        """
+        if not 1 <= self.n <= n_items:
+            raise InputError(f"{self.loss}.n_negatives = {self.n} is not between 1 and the catalog's {n_items} items")
+        key = jax.random.key(0)
+        if proposal.per_target and self.sets(Keys(key, key), 2).number == 1:
+            raise InputError(
+                f"{self.loss}.negatives = @shared, but pretrain.proposal has a distribution for each target; "
+                f"bind {self.loss}.negatives = @local"
+            )
+        if isinstance(proposal, Similarity) and rows < 2:
+            raise InputError(
+                "pretrain.proposal = @similarity draws from the batch's other rows, but a device has one; "
+                "raise pretrain.train_batch_size"
+            )
+
+    def draw(self, keys: Keys, observed: Observed, proposal: AnyProposal) -> jax.Array | None:
+        """Items to encode beside the batch's own: [1 or targets, n] int32; None where the batch is enough."""
+        if not isinstance(proposal, Proposal):
+            return None
+        sets = self.sets(keys, len(observed.targets))
+        return proposal.draw(sets.key, observed, sets.number, self.n)
+
+    def score(self, keys: Keys, predictions: Predictions, proposal: AnyProposal) -> Scored:
+        """Logits of the targets and of the negatives."""
+        sets = self.sets(keys, len(predictions.observed.targets))
+        if isinstance(proposal, Similarity):
+            return _score_batch(sets.key, predictions, self.n)
+        if isinstance(proposal, PositiveMixing):
+            return _score_directions(sets, predictions, self.n, proposal.mixing_factor)
+        observed, outputs = predictions.observed, predictions.outputs
+        assert predictions.drawn is not None
+        assert predictions.drawn_rows is not None
+        if sets.number == 1:
+            logits = dot(outputs, predictions.embeddings[predictions.drawn_rows[0]].T)
+        else:
+            logits = score_rows(outputs, predictions.embeddings, predictions.drawn_rows)
+        return Scored(
+            positive_logits(predictions),
+            logits,
+            proposal.log_q(observed, observed.targets[:, None] if proposal.per_target else observed.targets[None])
+            .reshape(-1),
+            proposal.log_q(observed, predictions.drawn),
+            predictions.drawn == observed.targets[:, None],
+        )  # fmt: skip
 
 
-Encode = Callable[[jax.Array | np.ndarray], jax.Array]
-"""Embeddings of catalog items: [n] int32 -> [n, hidden]."""
+def wide(array: jax.Array) -> jax.typing.DTypeLike:
+    """The type to sum and exponentiate in: float32, or float64 where the array has it."""
+    return jnp.promote_types(array.dtype, jnp.float32)
 
 
-def encode_distinct(encode: Encode, items: jax.Array, n_items: int) -> tuple[jax.Array, jax.Array]:
-    """Encodes each distinct item once.
-
-    Args:
-        encode: embeds catalog items.
-        items: any shape, int32.
-        n_items: of the catalog; a catalog smaller than `items` is encoded whole.
-
-    Returns:
-        Embeddings [distinct, hidden], and for each of `items` its row there.
-    """
-    if n_items + 1 <= items.size:
-        return encode(jnp.arange(n_items + 1, dtype=jnp.int32)), items
-    distinct, where = jnp.unique(items, return_inverse=True, size=items.size, fill_value=0)
-    return encode(distinct), where.reshape(items.shape)
+def dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    """A matrix product whose result is float32 or wider, whatever the inputs' type."""
+    return jnp.matmul(a, b, preferred_element_type=wide(a))
 
 
-@gin.configurable
-def shared(keys: Keys, n: int, proposal: Proposal, outputs: jax.Array, encode: Encode) -> Negatives:
-    """One set of n negatives for all targets of the step, the same on every device.
-
-    Args:
-        keys: of the draw.
-        n: negatives.
-        proposal: to draw from.
-        outputs: [targets, hidden].
-        encode: embeds catalog items.
-    """
-    items = draw(proposal, keys.common, (n,))
-    return Negatives(items[None], outputs @ encode(items).T)
+def positive_logits(predictions: Predictions) -> jax.Array:
+    """Dot products of the outputs with their targets: [targets] float32."""
+    kind = wide(predictions.outputs)
+    return (predictions.outputs.astype(kind) * predictions.target_embeddings.astype(kind)).sum(-1)
 
 
-@gin.configurable
-def local(keys: Keys, n: int, proposal: Proposal, outputs: jax.Array, encode: Encode) -> Negatives:
-    """A set of n negatives for each target; see `shared` for the arguments."""
-    items = draw(proposal, keys.own, (outputs.shape[0], n))
-    embeddings, where = encode_distinct(encode, items, proposal.n_items)
-    return Negatives(items, score_rows(outputs, embeddings, where))
-
-
-TARGETS_PER_BLOCK = 64
+def score_history(predictions: Predictions) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Each target's own history: logits [targets, length] float32; items and which of them count, as `histories`."""
+    observed = predictions.observed
+    logits = jnp.einsum(
+        "rqh,rkh->rqk", predictions.hidden, predictions.inputs, preferred_element_type=wide(predictions.hidden)
+    ).reshape(-1, observed.inputs.shape[1])[observed.slots]
+    items, counts = histories(observed.inputs, observed.positions, observed.slots)
+    return logits, items, counts
 
 
 def score_rows(outputs: jax.Array, embeddings: jax.Array, rows: jax.Array) -> jax.Array:
@@ -175,6 +214,60 @@ def score_rows(outputs: jax.Array, embeddings: jax.Array, rows: jax.Array) -> ja
 
     @jax.checkpoint
     def block(output: jax.Array, row: jax.Array) -> jax.Array:
-        return jnp.einsum("h,nh->n", output, embeddings[row])
+        return jnp.einsum("h,nh->n", output, embeddings[row], preferred_element_type=wide(output))
 
     return jax.lax.map(lambda pair: block(*pair), (outputs, rows), batch_size=min(TARGETS_PER_BLOCK, len(outputs)))
+
+
+def _score_batch(key: jax.Array, predictions: Predictions, n: int) -> Scored:
+    """The negatives of `similarity`: a draw is a place in the running sum of the batch's weights."""
+    targets, embeddings = predictions.observed.targets, predictions.target_embeddings
+    in_order = jnp.sort(targets)
+    times = jnp.searchsorted(in_order, targets, side="right") - jnp.searchsorted(in_order, targets)
+    unit = jax.lax.stop_gradient(embeddings.astype(jnp.float32))
+    unit = unit / jnp.maximum(jnp.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+
+    @jax.checkpoint
+    def of_target(output: jax.Array, ordinal: jax.Array):
+        at_output = jax.lax.stop_gradient(output.astype(jnp.float32))
+        cosine = unit @ at_output / jnp.maximum(jnp.linalg.norm(at_output), 1e-12)
+        weight = jnp.where(targets > 0, (1 + cosine) / 2, 0)
+        running = jnp.cumsum(weight)
+        draw = jax.random.uniform(jax.random.fold_in(key, ordinal), (n,)) * running[-1]
+        drawn = jnp.minimum(jnp.searchsorted(running, draw, side="right"), len(targets) - 1)
+        log_q = jnp.log(weight * times / running[-1] + LEAST_Q)
+        logits = dot(embeddings, output)
+        return logits[drawn], log_q[drawn], log_q[ordinal], targets[drawn]
+
+    ordinals = jnp.arange(len(targets))
+    logits, log_q, positive_log_q, items = jax.lax.map(
+        lambda pair: of_target(*pair),
+        (predictions.outputs, ordinals),
+        batch_size=min(TARGETS_PER_BLOCK, len(targets)),
+    )
+    return Scored(positive_logits(predictions), logits, positive_log_q, log_q, items == targets[:, None])
+
+
+def _score_directions(sets: Sets, predictions: Predictions, n: int, distance: float) -> Scored:
+    """The negatives of `positive_mixing`."""
+    outputs = predictions.outputs
+    hidden, positive = outputs.shape[1], positive_logits(predictions)
+
+    def directions(key: jax.Array) -> jax.Array:
+        points = jax.random.normal(key, (n, hidden))
+        return points / jnp.linalg.norm(points, axis=1, keepdims=True)
+
+    @jax.checkpoint
+    def of_target(output: jax.Array, ordinal: jax.Array) -> jax.Array:
+        return dot(directions(jax.random.fold_in(sets.key, ordinal)), output.astype(jnp.float32))
+
+    if sets.number == 1:
+        along = dot(outputs.astype(jnp.float32), directions(sets.key).T)
+    else:
+        along = jax.lax.map(
+            lambda pair: of_target(*pair),
+            (outputs, jnp.arange(len(outputs))),
+            batch_size=min(TARGETS_PER_BLOCK, len(outputs)),
+        )
+    none = jnp.zeros((1, n))
+    return Scored(positive, positive[:, None] + distance * along, jnp.zeros(len(outputs)), none, none > 0)

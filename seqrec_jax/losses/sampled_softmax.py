@@ -6,45 +6,53 @@ import gin
 import jax
 import jax.numpy as jnp
 
-from seqrec_jax.losses.cross_entropy import MASKED_LOGIT, cross_entropy
-from seqrec_jax.losses.negatives import Encode, Keys, Negatives, Proposal, local
+from seqrec_jax.losses.cross_entropy import MASKED_LOGIT, check_softmax, cross_entropy
+from seqrec_jax.losses.loss import Loss
+from seqrec_jax.losses.negatives import AnyProposal, Keys, Negatives, Predictions, Sets, local, score_history
 
 
 @gin.configurable
 def sampled_softmax(
-    keys: Keys,
-    outputs: jax.Array,
-    targets: jax.Array,
-    target_embeddings: jax.Array,
-    encode: Encode,
-    proposal: Proposal,
-    *,
     n_negatives: int = 300,
-    negatives: Callable[[Keys, int, Proposal, jax.Array, Encode], Negatives] = local,
+    negatives: Callable[[Keys, int], Sets] = local,
     temperature: float = 1.0,
     label_smoothing: float = 0.0,
-) -> jax.Array:
+    correct_positive: bool = True,
+    history_negatives: bool = False,
+) -> Loss:
     """Cross entropy of the target among negatives drawn from q, each logit corrected by -log q.
 
     A negative that equals its target is masked. Bengio and Senecal, 2008; SRT, SIGIR 2024.
 
     Args:
-        keys: of the negatives.
-        outputs: [targets, hidden], of the transformer.
-        targets: [targets] int32, catalog items.
-        target_embeddings: [targets, hidden].
-        encode: embeds catalog items.
-        proposal: q.
         n_negatives: for each target (`local`) or for all (`shared`).
         negatives: `local` or `shared`.
         temperature: divides the corrected logits.
         label_smoothing: share of the label spread over all candidates.
+        correct_positive: True corrects the target's logit by its own -log q too, as SRT and TensorFlow do; the gradient
+            then tends to that of the full softmax divided by 1 - p(target) as negatives grow. False adds log n to it
+            instead, which makes the sum an unbiased estimate of the catalog's, and the gradient tends to that of the
+            full softmax.
+        history_negatives: also set each target against its own history, for the price of one more attention product.
+            For data in which nobody buys an item twice: a model of texts ranks what the user has already, or what reads
+            like it, first, and few draws ever tell it otherwise. Such an item counts as n draws of it would, once more
+            than in the catalog.
 
-    Returns:
-        [targets] float32.
+    Raises:
+        InputError: temperature or label_smoothing is out of range.
     """
-    drawn = negatives(keys, n_negatives, proposal, outputs, encode)
-    positive = (outputs * target_embeddings).sum(-1) - proposal.log_q[targets]
-    negative = drawn.logits - proposal.log_q[drawn.items]
-    negative = jnp.where(drawn.items == targets[:, None], MASKED_LOGIT, negative)
-    return cross_entropy(positive, negative, temperature, label_smoothing)
+    check_softmax("sampled_softmax", temperature, label_smoothing)
+    sample = Negatives(n_negatives, negatives, "sampled_softmax")
+
+    def losses(keys: Keys, predictions: Predictions, proposal: AnyProposal) -> jax.Array:
+        scored = sample.score(keys, predictions, proposal)
+        negative = jnp.where(scored.hit, MASKED_LOGIT, scored.negative - scored.negative_log_q)
+        if history_negatives:
+            logits, items, counts = score_history(predictions)
+            counts &= items != predictions.observed.targets[:, None]
+            history = jnp.where(counts, logits + jnp.log(n_negatives), MASKED_LOGIT)
+            negative = jnp.concatenate([negative, history], 1)
+        correction = -scored.positive_log_q if correct_positive else jnp.log(n_negatives)
+        return cross_entropy(scored.positive + correction, negative, temperature, label_smoothing)
+
+    return Loss(sample.check, sample.draw, losses)

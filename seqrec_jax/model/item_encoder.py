@@ -1,4 +1,4 @@
-"""Items from their text: token embeddings, pooled per feature, projected to the transformer's width."""
+"""Items from their text, from a row of their own, or from both."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from seqrec_jax.model.dropout import dropout
 from seqrec_jax.model.initializers import embedding_table, linear
+
+ITEM_ID = "item_id"
+"""The feature that holds an item's own row of the catalog, beside those that hold its tokens."""
 
 
 def sum_pooling(table: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -60,15 +64,64 @@ class TextItemEncoder(nnx.Module):
         )
         self.projection = linear(len(self.features) * embedding_size, hidden_size, rngs)
 
-    def __call__(self, tokens: Mapping[str, jax.Array | np.ndarray]) -> jax.Array:
+    def __call__(self, features: Mapping[str, jax.Array | np.ndarray], key: jax.Array | None = None) -> jax.Array:
         """Embeds items.
 
         Args:
-            tokens: per feature [items, tokens] of token ids, 0 for padding.
+            features: per text feature [items, tokens] of token ids, 0 for padding.
+            key: unused.
 
         Returns:
             [items, hidden_size].
         """
         pool = POOLINGS[self.pooling]
-        pooled = [pool(self.tables[name][...], jnp.asarray(tokens[name])) for name in self.features]
-        return self.projection(jnp.concatenate(pooled, -1))
+        pooled = [pool(self.tables[name][...], jnp.asarray(features[name])) for name in self.features]
+        return self.projection(jnp.concatenate(pooled, -1).astype(self.projection.kernel[...].dtype))
+
+
+class IdItemEncoder(nnx.Module):
+    """A trainable row for each item, as in SASRec (Kang and McAuley, ICDM 2018).
+
+    Args:
+        n_rows: items of the catalog and the padding row.
+        hidden_size: width of the item embeddings.
+        id_dropout: share of the items that get 0 instead in a training step, wherever they occur in it; the others are
+            scaled up.
+    """
+
+    def __init__(self, n_rows: int, hidden_size: int, id_dropout: float = 0.0, *, rngs: nnx.Rngs):
+        self.id_dropout = id_dropout
+        self.tables = nnx.Dict({ITEM_ID: embedding_table(n_rows, hidden_size, rngs)})
+
+    def __call__(self, features: Mapping[str, jax.Array | np.ndarray], key: jax.Array | None = None) -> jax.Array:
+        """Embeds items.
+
+        Args:
+            features: `item_id` [items] int32, rows of the catalog.
+            key: of the dropout; None switches it off.
+
+        Returns:
+            [items, hidden_size].
+        """
+        items = jnp.asarray(features[ITEM_ID])
+        return dropout(self.tables[ITEM_ID][...][items], self.id_dropout, key, items.astype(jnp.uint32)[:, None])
+
+
+class TextAndIdItemEncoder(nnx.Module):
+    """The sum of both: the text's embedding and what the item's own row adds to it.
+
+    Args:
+        text: of the items' text.
+        item_id: of their rows.
+    """
+
+    def __init__(self, text: TextItemEncoder, item_id: IdItemEncoder):
+        self.text, self.item_id = text, item_id
+
+    def __call__(self, features: Mapping[str, jax.Array | np.ndarray], key: jax.Array | None = None) -> jax.Array:
+        """Embeds items: [items, hidden_size]; see the two encoders for the arguments."""
+        text = self.text(features)
+        return text + self.item_id(features, key).astype(text.dtype)
+
+
+ITEM_ENCODERS = ("text", "id", "text_and_id")

@@ -43,9 +43,9 @@ def sha256(params: nnx.State) -> str:
 
 
 def count(params: nnx.State, with_tables: bool = True) -> int:
-    """Number of parameters; without the token tables where with_tables is False."""
+    """Number of parameters; without the token and id tables where with_tables is False."""
     return sum(
         array.size
         for name, array in named(params).items()
-        if with_tables or not name.startswith("item_encoder/tables/")
+        if with_tables or not (name.startswith("item_encoder/") and "tables/" in name)
     )

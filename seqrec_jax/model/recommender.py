@@ -5,14 +5,22 @@ from collections.abc import Mapping
 
 import gin
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from seqrec_jax.errors import InputError
 from seqrec_jax.model.dropout import dropout
 from seqrec_jax.model.initializers import embedding_table, layer_norm
-from seqrec_jax.model.item_encoder import POOLINGS, TextItemEncoder
-from seqrec_jax.model.transformer import Block, attention_bias
+from seqrec_jax.model.item_encoder import (
+    ITEM_ENCODERS,
+    ITEM_ID,
+    POOLINGS,
+    IdItemEncoder,
+    TextAndIdItemEncoder,
+    TextItemEncoder,
+)
+from seqrec_jax.model.transformer import ATTENTIONS, Block, attention_bias
 
 
 @gin.configurable
@@ -30,6 +38,12 @@ class Architecture:
         pooling: how an item's token embeddings become one: sum, mean or max.
         hidden_dropout: after the input, attention and feed-forward.
         attention_dropout: on the attention weights.
+        item_encoder: `text`; `id`, a trainable row for each item; or `text_and_id`, their sum.
+        repeat_offset: learn one number that is added to the scores of the items that the history holds, for data in
+            which users seldom take an item twice; see Recommender.repeat_offset.
+        id_dropout: share of the items whose own row is left out in a training step.
+        attention: `xla`, or `cudnn` for the fused kernel of NVIDIA GPUs, which takes 16-bit numbers and no dropout on
+            the weights.
     """
 
     n_layers: int = 2
@@ -41,6 +55,10 @@ class Architecture:
     pooling: str = "sum"
     hidden_dropout: float = 0.5
     attention_dropout: float = 0.5
+    item_encoder: str = "text"
+    repeat_offset: bool = False
+    id_dropout: float = 0.0
+    attention: str = "xla"
 
     def __post_init__(self):
         if self.hidden_size % self.n_heads:
@@ -48,9 +66,14 @@ class Architecture:
                 f"Architecture.hidden_size = {self.hidden_size} is not divisible by "
                 f"Architecture.n_heads = {self.n_heads}"
             )
-        if self.pooling not in POOLINGS:
-            raise InputError(f"Architecture.pooling = {self.pooling!r} is not one of {', '.join(POOLINGS)}")
-        for name in ("hidden_dropout", "attention_dropout"):
+        for name, known in (("pooling", POOLINGS), ("item_encoder", ITEM_ENCODERS), ("attention", ATTENTIONS)):
+            if getattr(self, name) not in known:
+                raise InputError(f"Architecture.{name} = {getattr(self, name)!r} is not one of {', '.join(known)}")
+        if self.attention == "cudnn" and self.attention_dropout:
+            raise InputError(
+                "Architecture.attention = 'cudnn' drops no weights; bind Architecture.attention_dropout = 0.0"
+            )
+        for name in ("hidden_dropout", "attention_dropout", "id_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"Architecture.{name} = {getattr(self, name)} is not in [0, 1)")
         for name in ("n_layers", "n_heads", "hidden_size", "inner_size", "max_length"):
@@ -63,25 +86,45 @@ class Recommender(nnx.Module):
 
     Args:
         architecture: the shape.
-        vocab_sizes: rows of each text feature's token table.
+        vocab_sizes: rows of each text feature's token table, and of the items' under `item_id`.
+        rematerialize: make each block's activations again for the gradient instead of keeping them.
     """
 
-    def __init__(self, architecture: Architecture, vocab_sizes: Mapping[str, int], *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        architecture: Architecture,
+        vocab_sizes: Mapping[str, int],
+        rematerialize: bool = False,
+        *,
+        rngs: nnx.Rngs,
+    ):
         a = architecture
-        self.hidden_dropout = a.hidden_dropout
-        self.item_encoder = TextItemEncoder(
-            vocab_sizes, a.embedding_size or a.hidden_size, a.hidden_size, a.pooling, rngs=rngs
-        )
+        self.hidden_dropout, self.rematerialize = a.hidden_dropout, rematerialize
+        self.item_encoder = _item_encoder(a, vocab_sizes, rngs)
+        self.repeat = nnx.Param(jnp.zeros(())) if a.repeat_offset else None
         self.position_table = embedding_table(a.max_length, a.hidden_size, rngs)
         self.norm = layer_norm(a.hidden_size, rngs)
         self.blocks = nnx.List(
-            Block(a.hidden_size, a.inner_size, a.n_heads, a.hidden_dropout, a.attention_dropout, rngs=rngs)
+            Block(a.hidden_size, a.inner_size, a.n_heads, a.hidden_dropout, a.attention_dropout, a.attention, rngs=rngs)
             for _ in range(a.n_layers)
         )
 
-    def encode_items(self, tokens: Mapping[str, jax.Array | np.ndarray]) -> jax.Array:
-        """Item embeddings: per feature [items, tokens] -> [items, hidden]."""
-        return self.item_encoder(tokens)
+    def encode_items(
+        self, features: Mapping[str, jax.Array | np.ndarray], dropout_key: jax.Array | None = None
+    ) -> jax.Array:
+        """Item embeddings [items, hidden], from tokens [items, tokens] per text feature and rows [items] as
+        `item_id`."""
+        return self.item_encoder(features, dropout_key)
+
+    @property
+    def repeat_offset(self) -> jax.Array | None:
+        """What is added to the scores of items that the history holds; None without Architecture.repeat_offset.
+
+        A model of texts scores highest what reads like the history, and so the history itself, however rarely an item
+        is bought again: what RepeatNet (Ren et al., AAAI 2019) learns with a gate, at the price of one number. It is
+        kept in tenths, so that an optimizer whose steps suit weights of size 0.02 moves it fast enough.
+        """
+        return None if self.repeat is None else 10 * self.repeat[...]
 
     def encode_sequences(
         self,
@@ -104,20 +147,53 @@ class Recommender(nnx.Module):
         keys = [None] * (len(self.blocks) + 1)
         if dropout_key is not None:
             keys = list(jax.random.split(dropout_key, len(self.blocks) + 1))
-        x = self.norm(item_embeddings + self.position_table[positions])
+        x = self.norm(item_embeddings + self.position_table[...][positions].astype(item_embeddings.dtype))
         x = dropout(x, self.hidden_dropout, keys[0])
         bias = attention_bias(segments)
         for block, key in zip(self.blocks, keys[1:], strict=True):
-            x = block(x, bias, key)
+            run = jax.checkpoint(block) if self.rematerialize else block
+            x = run(x, bias, key)
         return x
 
 
-def build(architecture: Architecture, vocab_sizes: Mapping[str, int], seed: int) -> tuple[nnx.GraphDef, nnx.State]:
+def histories(items: jax.Array, positions: jax.Array, slots: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The items that the model has read at each slot.
+
+    Args:
+        items: [rows, length] int32, catalog items.
+        positions: [rows, length] int32, counted from the start of a user's window.
+        slots: [n] int32, flattened places (row * length + column).
+
+    Returns:
+        Items [n, length] int32, those of the slot's row, and bool [n, length]: whether an item lies in the window up to
+        the slot, at its first place there, so that each distinct item is marked once.
+    """
+    length = items.shape[1]
+    column, row, last = jnp.arange(length), slots // length, slots % length
+    start = column - positions
+    same = (items[:, :, None] == items[:, None, :]) & (start[:, :, None] == start[:, None, :])
+    again = (same & (column[None, :] < column[:, None])).any(2)
+    inside = (start[row] == start[row, last][:, None]) & (column <= last[:, None])
+    return items[row], inside & ~again[row]
+
+
+def _item_encoder(a: Architecture, vocab_sizes: Mapping[str, int], rngs: nnx.Rngs):
+    texts = {name: size for name, size in vocab_sizes.items() if name != ITEM_ID}
+    if a.item_encoder == "id":
+        return IdItemEncoder(vocab_sizes[ITEM_ID], a.hidden_size, a.id_dropout, rngs=rngs)
+    text = TextItemEncoder(texts, a.embedding_size or a.hidden_size, a.hidden_size, a.pooling, rngs=rngs)
+    if a.item_encoder == "text":
+        return text
+    return TextAndIdItemEncoder(text, IdItemEncoder(vocab_sizes[ITEM_ID], a.hidden_size, a.id_dropout, rngs=rngs))
+
+
+def build(
+    architecture: Architecture, vocab_sizes: Mapping[str, int], seed: int, rematerialize: bool = False
+) -> tuple[nnx.GraphDef, nnx.State]:
     """A freshly initialised recommender, split into its graph definition and its parameter tree."""
 
-    @jax.jit
-    def parameters():
-        return nnx.state(Recommender(architecture, vocab_sizes, rngs=nnx.Rngs(seed)))
+    def recommender() -> Recommender:
+        return Recommender(architecture, vocab_sizes, rematerialize, rngs=nnx.Rngs(seed))
 
-    graph = nnx.graphdef(nnx.eval_shape(lambda: Recommender(architecture, vocab_sizes, rngs=nnx.Rngs(seed))))
-    return graph, parameters()
+    graph = nnx.graphdef(nnx.eval_shape(recommender))
+    return graph, jax.jit(lambda: nnx.state(recommender()))()

@@ -1,5 +1,7 @@
 """Post-LN transformer blocks as in SASRec's RecBole implementation (arXiv 1808.09781), on packed rows."""
 
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -8,6 +10,7 @@ from seqrec_jax.model.dropout import dropout
 from seqrec_jax.model.initializers import layer_norm, linear
 
 MASKED = -10000.0
+ATTENTIONS = ("xla", "cudnn")
 
 
 def attention_bias(segments: jax.Array) -> jax.Array:
@@ -33,9 +36,17 @@ class Attention(nnx.Module):
     """Multi-head self-attention with residual and LayerNorm after it."""
 
     def __init__(
-        self, hidden_size: int, n_heads: int, hidden_dropout: float, attention_dropout: float, *, rngs: nnx.Rngs
+        self,
+        hidden_size: int,
+        n_heads: int,
+        hidden_dropout: float,
+        attention_dropout: float,
+        implementation: str = "xla",
+        *,
+        rngs: nnx.Rngs,
     ):
         self.n_heads, self.hidden_dropout, self.attention_dropout = n_heads, hidden_dropout, attention_dropout
+        self.implementation = implementation
         self.query = linear(hidden_size, hidden_size, rngs)
         self.key = linear(hidden_size, hidden_size, rngs)
         self.value = linear(hidden_size, hidden_size, rngs)
@@ -47,9 +58,15 @@ class Attention(nnx.Module):
         weights_key, output_key = _split_key(key, 2)
         heads = (*x.shape[:-1], self.n_heads, x.shape[-1] // self.n_heads)
         q, k, v = (map_(x).reshape(heads) for map_ in (self.query, self.key, self.value))
-        logits = jnp.einsum("rqhd,rkhd->rhqk", q, k) / heads[-1] ** 0.5 + bias
-        weights = dropout(jax.nn.softmax(logits), self.attention_dropout, weights_key)
-        mixed = jnp.einsum("rhqk,rkhd->rqhd", weights, v).reshape(x.shape)
+        if weights_key is None or self.attention_dropout == 0:
+            mixed = jax.nn.dot_product_attention(
+                q, k, v, bias=bias.astype(q.dtype), implementation=cast(Any, self.implementation)
+            )
+        else:  # JAX's own function drops no weights.
+            logits = jnp.einsum("rqhd,rkhd->rhqk", q, k, preferred_element_type=bias.dtype)
+            weights = dropout(jax.nn.softmax(logits / heads[-1] ** 0.5 + bias), self.attention_dropout, weights_key)
+            mixed = jnp.einsum("rhqk,rkhd->rqhd", weights.astype(v.dtype), v)
+        mixed = mixed.reshape(x.shape)
         return self.norm(x + dropout(self.output(mixed), self.hidden_dropout, output_key))
 
 
@@ -78,10 +95,11 @@ class Block(nnx.Module):
         n_heads: int,
         hidden_dropout: float,
         attention_dropout: float,
+        attention: str = "xla",
         *,
         rngs: nnx.Rngs,
     ):
-        self.attention = Attention(hidden_size, n_heads, hidden_dropout, attention_dropout, rngs=rngs)
+        self.attention = Attention(hidden_size, n_heads, hidden_dropout, attention_dropout, attention, rngs=rngs)
         self.feed_forward = FeedForward(hidden_size, inner_size, hidden_dropout, rngs=rngs)
 
     def __call__(self, x: jax.Array, bias: jax.Array, key: jax.Array | None) -> jax.Array:

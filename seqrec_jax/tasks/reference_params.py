@@ -29,10 +29,11 @@ def reference_params(
         n_targets: of an epoch; the reference calls it n_inters.
         train_batch_size: targets of a step.
     """
-    a, n_features = record.architecture, len(record.vocab_sizes)
+    a, n_features = record.architecture, len(record.max_tokens)
     bound = _operative()
-    n_negatives = int(bound.get("sampled_softmax.n_negatives", dataset.n_items))  # the full softmax takes them all
-    shared = bound.get("sampled_softmax.negatives", "@local") != "@local"
+    loss = bound.get("pretrain.loss", "@sampled_softmax").removeprefix("@")
+    n_negatives = int(bound.get(f"{loss}.n_negatives", dataset.n_items))  # the full softmax takes them all
+    shared = bound.get(f"{loss}.negatives", "@local") != "@local"
     return {
         "dataset": dataset.name,
         "n_users": dataset.n_users,
@@ -50,11 +51,13 @@ def reference_params(
         "selected_features": list(record.vocab_sizes),
         "train_batch_size": train_batch_size,
         "weight_decay": bound.get("adamw.weight_decay", bound.get("adam.weight_decay")),
+        "loss": loss,
+        "item_encoder": a.item_encoder,
         "nce_sampling_strategy": bound.get("pretrain.proposal", "@popularity").removeprefix("@"),
         "nce_num_negatives": n_negatives,
         "nce_global_negatives": shared,
-        "nce_temperature": bound.get("sampled_softmax.temperature", bound.get("full_softmax.temperature")),
-        "nce_label_smoothing": bound.get("sampled_softmax.label_smoothing", bound.get("full_softmax.label_smoothing")),
+        "nce_temperature": bound.get(f"{loss}.temperature"),
+        "nce_label_smoothing": bound.get(f"{loss}.label_smoothing"),
         "model_total_params": parameters.count(params),
         "model_non_emb_params": parameters.count(params, with_tables=False),
         "forward_flops": flops.forward_multiply_adds(a, n_features, train_batch_size),

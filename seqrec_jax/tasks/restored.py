@@ -4,33 +4,43 @@ import numpy as np
 
 from seqrec_jax.data.store import Dataset, open_dataset
 from seqrec_jax.errors import InputError
+from seqrec_jax.model.item_encoder import ITEM_ID
 from seqrec_jax.training.checkpoint import Restored, restore
 
 
 def open_checkpoint(checkpoint: str, dataset: str) -> tuple[Restored, Dataset, dict[str, np.ndarray]]:
-    """Opens both and gives the catalog's tokens as the checkpoint's model reads them.
+    """Opens both and gives the catalog's features as the checkpoint's model reads them.
 
     Args:
         checkpoint: the RUN_DIR of a training run.
         dataset: dataset folder.
 
     Returns:
-        The checkpoint, the dataset, and per feature [n_items + 1, tokens] of token ids.
+        The checkpoint, the dataset, and what the model reads of it: per text feature [n_items + 1, tokens]
+        of token ids, and `item_id` [n_items + 1] where it has rows.
 
     Raises:
         InputError: either is missing or damaged, or the dataset's tokens or features are not the model's.
     """
     data = open_dataset(dataset, verify=True)
     restored = restore(checkpoint)
-    if restored.record.tokenizer_sha256 != data.tokenizer_sha256:
+    if restored.record.max_tokens and restored.record.tokenizer_sha256 != data.tokenizer_sha256:
         raise InputError(
             f"{data.folder}: was made with another tokenizer than the checkpoint's; make it again with "
             "python -m etl.main --gin_file=gin/etl_recbole.gin "
             f"--gin_bindings=\"TOKENIZER='{checkpoint}/tokenizer.model'\" and your SOURCE, OUTPUT"
         )
-    tokens = {}
-    for name, limit in restored.record.max_tokens.items():
+    record = restored.record
+    if record.catalog_sha256 is not None and record.catalog_sha256 != data.catalog_sha256():
+        raise InputError(
+            f"{data.folder}: has another catalog than the checkpoint's, which has a row for each item of its own "
+            f"(Architecture.item_encoder = {record.architecture.item_encoder!r}); bind the DATASET it was trained on"
+        )
+    features = {}
+    for name, limit in record.max_tokens.items():
         if name not in data.features:
             raise InputError(f"{data.folder}: lacks the text feature {name!r} that the checkpoint's model reads")
-        tokens[name] = data.tokens(name, limit)
-    return restored, data, tokens
+        features[name] = data.tokens(name, limit)
+    if ITEM_ID in record.vocab_sizes:
+        features[ITEM_ID] = np.arange(data.n_items + 1, dtype=np.int32)
+    return restored, data, features

@@ -1,4 +1,4 @@
-"""What a training run reads of a dataset: its batches, and the tokens of its catalog."""
+"""What a training run reads of a dataset: its batches, and the features of its items."""
 
 from collections.abc import Mapping
 
@@ -9,6 +9,9 @@ from seqrec_jax.data.batches import PackedBatches
 from seqrec_jax.data.split import Split
 from seqrec_jax.data.store import Dataset
 from seqrec_jax.errors import InputError
+from seqrec_jax.model.item_encoder import ITEM_ID
+from seqrec_jax.model.recommender import Architecture
+from seqrec_jax.training.checkpoint import ModelRecord
 
 
 def training_batches(
@@ -20,6 +23,7 @@ def training_batches(
     max_length: int,
     shards: int,
     seed: int,
+    accumulation_steps: int = 1,
 ) -> PackedBatches:
     """Batches of about `train_batch_size` targets.
 
@@ -32,20 +36,23 @@ def training_batches(
         max_length: most items that the model reads at once.
         shards: devices.
         seed: of the order.
+        accumulation_steps: parts of each device's share; each is a shard of its own.
 
     Raises:
         InputError: the batch does not divide over the devices, or nothing is there to train on.
     """
     if loss_positions not in ("all", "last"):
         raise InputError(f"pretrain.loss_positions = {loss_positions!r} is neither 'all' nor 'last'")
+    shards *= accumulation_steps
+    parts = "devices" if accumulation_steps == 1 else "devices and pretrain.accumulation_steps"
     last_only = loss_positions == "last"
     rows = train_batch_size if last_only else train_batch_size // max_length
     if last_only and rows % shards:
-        raise InputError(f"pretrain.train_batch_size = {train_batch_size} does not divide over {shards} devices")
+        raise InputError(f"pretrain.train_batch_size = {train_batch_size} does not divide over {shards} {parts}")
     rows -= rows % shards
     if rows < shards:
         raise InputError(
-            f"pretrain.train_batch_size = {train_batch_size} does not divide over {shards} devices in rows of "
+            f"pretrain.train_batch_size = {train_batch_size} does not divide over {shards} {parts} in rows of "
             f"{max_length} targets; bind at least {shards * max_length}"
         )
     windows = (packing.prefixes if last_only else packing.all_positions)(dataset.offsets, split, max_length)
@@ -58,22 +65,54 @@ def training_batches(
     return PackedBatches(dataset.items.take, windows, layout, rows=rows, shards=shards, last_only=last_only, seed=seed)
 
 
-def item_tokens(dataset: Dataset, max_tokens: Mapping[str, int] | None = None) -> dict[str, np.ndarray]:
-    """Token ids of the catalog by feature, in the smallest integers that hold the vocabulary.
+def item_features(
+    dataset: Dataset, architecture: Architecture, max_tokens: Mapping[str, int] | None = None
+) -> dict[str, np.ndarray]:
+    """What the model reads of the catalog: token ids in the smallest integers that hold the vocabulary, and item rows.
 
     Args:
         dataset: whose items they are.
+        architecture: says whether it reads text, rows, or both.
         max_tokens: features to read and the most tokens of each; None reads all that the dataset holds.
 
     Returns:
-        Per feature [n_items + 1, tokens].
+        Per text feature [n_items + 1, tokens], and `item_id` [n_items + 1] where items have rows.
 
     Raises:
-        InputError: max_tokens names a feature that the dataset lacks.
+        InputError: max_tokens names a feature that the dataset lacks, or the model reads text and there is none.
     """
-    for name in max_tokens or ():
-        if name not in dataset.features:
-            raise InputError(f"pretrain.max_tokens names {name!r}; {dataset.folder} has {', '.join(dataset.features)}")
-    kind = np.uint16 if dataset.vocab_size <= 1 << 16 else np.int32
-    limits = dict.fromkeys(dataset.features) if max_tokens is None else max_tokens
-    return {name: dataset.tokens(name, limits[name]).astype(kind) for name in dataset.features if name in limits}
+    features: dict[str, np.ndarray] = {}
+    if architecture.item_encoder != "id":
+        if not dataset.features:
+            raise InputError(
+                f"Architecture.item_encoder = {architecture.item_encoder!r} reads text, but {dataset.folder} has none; "
+                "bind Architecture.item_encoder = 'id'"
+            )
+        limits = dict.fromkeys(dataset.features) if max_tokens is None else max_tokens
+        for name in limits:
+            if name not in dataset.features:
+                raise InputError(
+                    f"pretrain.max_tokens names {name!r}; {dataset.folder} has {', '.join(dataset.features)}"
+                )
+        if not limits:
+            raise InputError("pretrain.max_tokens = {} names no text feature; None reads all")
+        kind = np.uint16 if dataset.vocab_size <= 1 << 16 else np.int32
+        features = {
+            name: dataset.tokens(name, limits[name]).astype(kind) for name in dataset.features if name in limits
+        }
+    if architecture.item_encoder != "text":
+        features[ITEM_ID] = np.arange(dataset.n_items + 1, dtype=np.int32)
+    return features
+
+
+def model_record(dataset: Dataset, architecture: Architecture, features: Mapping[str, np.ndarray]) -> ModelRecord:
+    """What a checkpoint will say of the model that reads these features of the dataset."""
+    texts = {name: tokens.shape[1] for name, tokens in features.items() if name != ITEM_ID}
+    rows = {ITEM_ID: len(features[ITEM_ID])} if ITEM_ID in features else {}
+    return ModelRecord(
+        architecture,
+        dict.fromkeys(texts, dataset.vocab_size) | rows,
+        texts,
+        dataset.tokenizer_sha256,
+        dataset.catalog_sha256() if rows else None,
+    )

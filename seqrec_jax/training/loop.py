@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from absl import logging
+from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -108,6 +109,7 @@ def fit(
     valid_metric: str,
     checkpoint: BestCheckpoint,
     tracker: Tracker,
+    refresh: Callable[[nnx.State, Catalog, int], Catalog] | None = None,
 ) -> tuple[TrainState, Progress]:
     """Trains until `epochs` have passed or validation has stopped improving.
 
@@ -125,6 +127,7 @@ def fit(
         valid_metric: the one to gain in.
         checkpoint: keeps the best parameters.
         tracker: keeps the metrics.
+        refresh: renews the proposal of negatives before every epoch; see make_refresh.
 
     Raises:
         InputError: the loss is not finite.
@@ -140,6 +143,9 @@ def fit(
     ) as bar:
         for epoch in range(1, epochs + 1):
             started, wall = time.perf_counter(), time.time()
+            if refresh is not None:
+                catalog = refresh(state.params, catalog, epoch)
+            refreshed = time.perf_counter()
             state, loss = train_epoch(step, state, catalog, batches, mesh, epoch - 1, bar)
             seconds += time.perf_counter() - started
             record = {
@@ -149,6 +155,8 @@ def fit(
                 "time_epoch": time.perf_counter() - started,
                 "time_on_epoch_start": wall,
             }
+            if refresh is not None:
+                record["time_refresh"] = refreshed - started
             if epoch % eval_every == 0 or epoch == epochs:
                 metrics = validate(state)
                 record |= {f"valid/{name}": value for name, value in metrics.items()}

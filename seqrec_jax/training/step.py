@@ -11,22 +11,31 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from seqrec_jax.data.batches import Batch
-from seqrec_jax.losses.negatives import Keys, Proposal
+from seqrec_jax.losses.loss import Loss
+from seqrec_jax.losses.negatives import AnyProposal, Keys, Predictions
+from seqrec_jax.losses.proposals.interface import Observed
 from seqrec_jax.training.devices import DATA_AXIS, REPLICATED, SPLIT
 
-Loss = Callable[..., jax.Array]
+ITEMS_PER_BLOCK = 1 << 14
+COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
 class Catalog(NamedTuple):
     """What the step needs to know of the items.
 
     Attributes:
-        tokens: per text feature [n_items + 1, tokens] of token ids.
+        features: per text feature [n_items + 1, tokens] of token ids, and `item_id` [n_items + 1] where the model has
+            rows.
         proposal: of negatives.
     """
 
-    tokens: Mapping[str, jax.Array | np.ndarray]
-    proposal: Proposal
+    features: Mapping[str, jax.Array | np.ndarray]
+    proposal: AnyProposal
+
+    @property
+    def n_items(self) -> int:
+        """Items of the catalog, without padding."""
+        return next(iter(self.features.values())).shape[0] - 1
 
 
 class TrainState(NamedTuple):
@@ -37,6 +46,80 @@ class TrainState(NamedTuple):
     step: jax.Array | np.ndarray | np.int32
 
 
+class Precision(NamedTuple):
+    """How a step computes and what it keeps.
+
+    Attributes:
+        compute_dtype: of matrix products and activations; parameters, tables, norms, softmaxes and sums stay float32.
+            None computes in the parameters' own type.
+        accumulation_steps: parts that a device's share of the batch is divided into, one after the other.
+    """
+
+    compute_dtype: str | None = None
+    accumulation_steps: int = 1
+
+
+FLOAT32 = Precision()
+
+
+def _cast(params: nnx.State, dtype: str) -> nnx.State:
+    """Matrices and biases in the given type; norms and tables as they are."""
+
+    def cast(path, array):
+        names = {str(getattr(key, "key", getattr(key, "name", key))) for key in path}
+        return array if names & {"norm", "tables", "repeat"} else array.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
+class Encoded(NamedTuple):
+    """The distinct items of a device's share, each encoded once.
+
+    Attributes:
+        embeddings: [encoded, hidden].
+        of_batch: [distinct] int32, rows of the batch's items.
+        of_drawn: rows of the negatives, in their shape; None where there are none.
+    """
+
+    embeddings: jax.Array
+    of_batch: jax.Array
+    of_drawn: jax.Array | None
+
+
+def encode_once(
+    encode: Callable[[jax.Array], jax.Array],
+    items: jax.Array,
+    drawn: jax.Array | None,
+    n_items: int,
+    whole_catalog: bool,
+) -> Encoded:
+    """Encodes the batch's items and the negatives together; the whole catalog, in order, where that is less.
+
+    Args:
+        encode: embeds catalog items, [n] int32 -> [n, hidden].
+        items: [distinct] int32, of the batch.
+        drawn: [1 or targets, n] int32 catalog items, or None.
+        n_items: of the catalog.
+        whole_catalog: whether the loss needs all of it.
+    """
+    if whole_catalog or items.size + (0 if drawn is None else drawn.size) > n_items:
+        rows = jnp.arange(n_items + 1, dtype=jnp.int32)
+        if n_items < ITEMS_PER_BLOCK:
+            return Encoded(encode(rows), items, drawn)
+        blocks = jnp.pad(rows, (0, -len(rows) % ITEMS_PER_BLOCK)).reshape(-1, ITEMS_PER_BLOCK)
+        embeddings = jax.lax.map(jax.checkpoint(encode), blocks)
+        return Encoded(embeddings.reshape(-1, embeddings.shape[-1])[: n_items + 1], items, drawn)
+    here = jnp.arange(len(items), dtype=jnp.int32)
+    if drawn is None:
+        return Encoded(encode(items), here, None)
+    if len(drawn) == 1:
+        of_drawn = len(items) + jnp.arange(drawn.size, dtype=jnp.int32)[None]
+        return Encoded(encode(jnp.concatenate([items, drawn[0]])), here, of_drawn)
+    distinct, where = jnp.unique(drawn, return_inverse=True, size=drawn.size, fill_value=0)
+    embeddings = encode(jnp.concatenate([items, distinct]))
+    return Encoded(embeddings, here, len(items) + where.reshape(drawn.shape).astype(jnp.int32))
+
+
 def shard_loss(
     graph: nnx.GraphDef,
     loss: Loss,
@@ -45,43 +128,82 @@ def shard_loss(
     batch: Batch,
     keys: Keys,
     dropout_key: jax.Array | None,
-) -> tuple[jax.Array, jax.Array]:
-    """Sum of the losses of a device's share of the batch, and the number of its targets.
+    compute_dtype: str | None = None,
+) -> jax.Array:
+    """Sum of the losses of a device's share of the batch; computed in the parameters' own type unless one is given.
 
-    Each distinct item of the share is encoded once, as input and as target.
+    Each distinct item of the share is encoded once, as input, as target and as negative.
     """
-    model = nnx.merge(graph, params)
+    model = nnx.merge(graph, params if compute_dtype is None else _cast(params, compute_dtype))
+    sequence_key, item_key = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+    items, slots, positions = jnp.asarray(batch.items), jnp.asarray(batch.slots), jnp.asarray(batch.positions)
+    observed = Observed(items[batch.targets], slots, items[batch.inputs], positions)
+    drawn = loss.draw(keys, observed, catalog.proposal)
 
-    def encode(items: jax.Array | np.ndarray) -> jax.Array:
-        return model.encode_items({name: tokens[items] for name, tokens in catalog.tokens.items()})
+    def encode(items: jax.Array) -> jax.Array:
+        features = {name: jnp.asarray(values)[items] for name, values in catalog.features.items()}
+        embeddings = model.encode_items(features, item_key)
+        return embeddings if compute_dtype is None else embeddings.astype(compute_dtype)
 
-    embeddings = encode(batch.items)
-    hidden = model.encode_sequences(embeddings[batch.inputs], batch.segments, batch.positions, dropout_key)
-    outputs = hidden.reshape(-1, hidden.shape[-1])[batch.slots]
-    losses = loss(keys, outputs, batch.items[batch.targets], embeddings[batch.targets], encode, catalog.proposal)
-    return (losses * batch.weights).sum(), batch.weights.sum()
+    encoded = encode_once(encode, items, drawn, catalog.n_items, loss.whole_catalog)
+    inputs, targets = encoded.of_batch[batch.inputs], encoded.of_batch[batch.targets]
+    input_embeddings = encoded.embeddings[inputs]
+    hidden = model.encode_sequences(input_embeddings, batch.segments, batch.positions, sequence_key)
+    predictions = Predictions(
+        observed=observed,
+        hidden=hidden,
+        inputs=input_embeddings,
+        outputs=hidden.reshape(-1, hidden.shape[-1])[batch.slots],
+        target_embeddings=encoded.embeddings[targets],
+        n_items=catalog.n_items,
+        embeddings=encoded.embeddings,
+        repeat_offset=model.repeat_offset,
+        drawn=drawn,
+        drawn_rows=encoded.of_drawn,
+    )
+    losses = loss.losses(keys, predictions, catalog.proposal)
+    return jnp.where(batch.weights > 0, losses * batch.weights, 0).sum()
 
 
-def make_loss_and_grads(graph: nnx.GraphDef, loss: Loss, mesh: Mesh) -> Callable[..., tuple[jax.Array, nnx.State]]:
+def make_loss_and_grads(
+    graph: nnx.GraphDef, loss: Loss, mesh: Mesh, precision: Precision = FLOAT32
+) -> Callable[..., tuple[jax.Array, nnx.State]]:
     """The mean loss of a batch over all devices, and its gradient.
 
     Returns:
-        f(params, catalog, batch, negatives_key, dropout_key or None). Each device differentiates the sum over its own
-        share; sums and gradients are then added over the devices, once.
+        f(params, catalog, batch, negatives_key, dropout_key or None). Each device differentiates its own
+        share of the mean; the shares and their gradients are then added over the devices, once.
     """
+    parts = precision.accumulation_steps
 
     def over_shard(params, catalog, batch, negatives_key, dropout_key):
         shard = jax.lax.axis_index(DATA_AXIS)
-        keys = Keys(negatives_key, jax.random.fold_in(negatives_key, shard))
-        dropout_key = None if dropout_key is None else jax.random.fold_in(dropout_key, shard)
+        weight = jnp.maximum(jax.lax.psum(batch.weights.sum(), DATA_AXIS), 1)
 
-        def share(params):
-            return shard_loss(graph, loss, params, catalog, batch, keys, dropout_key)
+        def of_part(part: jax.Array, batch: Batch) -> tuple[jax.Array, nnx.State]:
+            common = jax.random.fold_in(negatives_key, part) if parts > 1 else negatives_key
+            place = shard * parts + part
+            own_dropout = None if dropout_key is None else jax.random.fold_in(dropout_key, place)
+            keys = Keys(common, jax.random.fold_in(negatives_key, place))
 
-        (total, weight), grads = jax.value_and_grad(share, has_aux=True)(params)
-        total, weight, grads = jax.lax.psum((total, weight, grads), DATA_AXIS)
-        weight = jnp.maximum(weight, 1)
-        return total / weight, jax.tree.map(lambda grad: grad / weight, grads)
+            def share(params):
+                return (
+                    shard_loss(graph, loss, params, catalog, batch, keys, own_dropout, precision.compute_dtype) / weight
+                )
+
+            return jax.value_and_grad(share)(params)
+
+        if parts == 1:
+            total, grads = of_part(jnp.int32(0), batch)
+        else:
+            divided = jax.tree.map(lambda array: array.reshape(parts, -1, *array.shape[1:]), batch)
+            none = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+
+            def add(sums, part):
+                return jax.tree.map(jnp.add, sums, of_part(*part)), None
+
+            (total, grads), _ = jax.lax.scan(add, none, (jnp.arange(parts, dtype=jnp.int32), divided))
+        return jax.lax.psum((total, grads), DATA_AXIS)
 
     specs = (REPLICATED, REPLICATED, SPLIT, REPLICATED, REPLICATED)
     return jax.shard_map(over_shard, mesh=mesh, in_specs=specs, out_specs=REPLICATED, check_vma=False)
@@ -93,7 +215,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     seed: int,
-    dropout_generator: str = "threefry2x32",
+    precision: Precision = FLOAT32,
 ) -> jax.stages.Wrapped:
     """The jitted step: state, catalog, batch -> state, mean loss. The state's buffers are donated.
 
@@ -105,13 +227,14 @@ def make_train_step(
         optimizer: from Optax.
         mesh: with a `data` axis.
         seed: of dropout and negatives.
-        dropout_generator: a JAX PRNG implementation; on a CPU `rbg` takes several times as long as `threefry2x32`.
+        precision: of the computation, and in how many parts it is made.
     """
-    loss_and_grads = make_loss_and_grads(graph, loss, mesh)
+    loss_and_grads = make_loss_and_grads(graph, loss, mesh, precision)
 
     def step(state: TrainState, catalog: Catalog, batch: Batch) -> tuple[TrainState, jax.Array]:
-        negatives_key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), state.step)
-        dropout_key = jax.random.fold_in(jax.random.key(seed, impl=dropout_generator), state.step)
+        negatives_key, dropout_key = jax.random.split(
+            jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), state.step)
+        )
         value, grads = loss_and_grads(state.params, catalog, batch, negatives_key, dropout_key)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         return TrainState(optax.apply_updates(state.params, updates), optimizer_state, state.step + 1), value

@@ -1,0 +1,1 @@
+"""Proposals q: where negatives come from, and how probable each one was."""

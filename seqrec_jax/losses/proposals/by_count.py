@@ -1,0 +1,86 @@
+"""Proposals that are the same for every target: uniform, and by how often an item was bought."""
+
+import dataclasses
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seqrec_jax.data.split import TrainingLog
+from seqrec_jax.errors import InputError
+from seqrec_jax.losses.proposals.alias_table import alias_table
+from seqrec_jax.losses.proposals.interface import Observed
+
+LEAST_Q = 1e-16
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CatalogProposal:
+    """One distribution over the catalog.
+
+    Attributes:
+        table: [n_items + 1] float32, log(q + 1e-16).
+        threshold: [n_items] float32, of the alias table for items 1 to n_items.
+        alias: [n_items] int32, the item drawn when the threshold is missed.
+    """
+
+    table: jax.Array | np.ndarray
+    threshold: jax.Array | np.ndarray
+    alias: jax.Array | np.ndarray
+    per_target: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def draw(self, key: jax.Array, observed: Observed, sets: int, n: int) -> jax.Array:
+        """See Proposal."""
+        del observed
+        cell_key, side_key = jax.random.split(key)
+        cell = jax.random.randint(cell_key, (sets, n), 0, self.alias.shape[0])
+        side = jax.random.uniform(side_key, (sets, n))
+        return jnp.where(side < jnp.asarray(self.threshold)[cell], cell + 1, jnp.asarray(self.alias)[cell])
+
+    def log_q(self, observed: Observed, items: jax.Array) -> jax.Array:
+        """See Proposal."""
+        del observed
+        return jnp.asarray(self.table)[items]
+
+
+def catalog_proposal(q: np.ndarray) -> CatalogProposal:
+    """From weights [n_items + 1] of any sum; that of row 0 is left out."""
+    q = q.astype(np.float64)
+    q[0] = 0
+    q /= q.sum()
+    threshold, alias = alias_table(q[1:])
+    return CatalogProposal(
+        np.log(q + LEAST_Q).astype(np.float32), threshold.astype(np.float32), (alias + 1).astype(np.int32)
+    )
+
+
+@gin.configurable
+def uniform(log: TrainingLog) -> CatalogProposal:
+    """Every item alike."""
+    return catalog_proposal(np.ones(len(log.counts)))
+
+
+@gin.configurable
+def popularity(log: TrainingLog, alpha: float = 1.0) -> CatalogProposal:
+    """In proportion to (training count + 1) ** alpha.
+
+    Args:
+        log: of training.
+        alpha: 1 as in SRT; 0.75 as in word2vec; 0 is uniform.
+
+    Raises:
+        InputError: alpha is negative.
+    """
+    if alpha < 0:
+        raise InputError(f"popularity.alpha = {alpha} is negative: rare items would be drawn more than frequent ones")
+    return catalog_proposal((log.counts + 1.0) ** alpha)
+
+
+@gin.configurable
+def log_popularity(log: TrainingLog) -> CatalogProposal:
+    """In proportion to log(1 + p), p being `popularity` (SRT)."""
+    p = log.counts + 1.0
+    p[0] = 0
+    return catalog_proposal(np.log1p(p / p.sum()))

@@ -1,0 +1,150 @@
+"""Negatives that users bought together with what is in the history."""
+
+import dataclasses
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse
+
+from seqrec_jax.data.split import TrainingLog
+from seqrec_jax.errors import InputError
+from seqrec_jax.losses.proposals.alias_table import alias_table
+from seqrec_jax.losses.proposals.by_count import LEAST_Q, CatalogProposal, popularity
+from seqrec_jax.losses.proposals.interface import Observed
+
+ITEMS_PER_BLOCK = 1 << 15
+
+
+def co_occurrences(log: TrainingLog, most: int, least: int) -> tuple[np.ndarray, np.ndarray]:
+    """The items that most users have together with each item.
+
+    Args:
+        log: of training.
+        most: neighbours kept of each item; the more frequent, then the lower row.
+        least: users that a pair must have in common.
+
+    Returns:
+        Neighbours [n_items + 1, most] int32, 0 where there are fewer, and the users in common [n_items + 1, most]
+        int32.
+    """
+    n_rows = len(log.counts)
+    lengths, items = (np.concatenate(parts) for parts in zip(*log.blocks(), strict=True))
+    users = np.repeat(np.arange(len(lengths)), lengths)
+    bought = scipy.sparse.csr_matrix((np.ones(len(items), np.int32), (users, items)), (len(lengths), n_rows))
+    bought.data[:] = 1  # An item that a user bought twice is the user's once.
+    neighbours, counts = np.zeros((n_rows, most), np.int32), np.zeros((n_rows, most), np.int32)
+    by_item = bought.T.tocsr()
+    for first in range(0, n_rows, ITEMS_PER_BLOCK):
+        pairs = (by_item[first : first + ITEMS_PER_BLOCK] @ bought).tocoo()
+        item = pairs.row + first
+        kept = (pairs.data >= least) & (item != pairs.col)
+        item, other, count = item[kept], pairs.col[kept], pairs.data[kept]
+        order = np.lexsort((other, -count, item))
+        item, other, count = item[order], other[order], count[order]
+        place = np.arange(len(item)) - np.searchsorted(item, item)
+        top = place < most
+        neighbours[item[top], place[top]], counts[item[top], place[top]] = other[top], count[top]
+    return neighbours, counts
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CoCounts:
+    """A share of the mass on items that co-occur with the history, in proportion to the sum of the pairs' counts.
+
+    A draw takes an item of the history, in proportion to its pairs, and then one of its neighbours by alias table; q is
+    summed over the whole history.
+
+    Attributes:
+        popular: takes the rest of the mass, and all of it where nothing co-occurs with the history.
+        neighbours: [n_items + 1, most] int32; 0 for none.
+        counts: [n_items + 1, most] int32.
+        threshold: [n_items + 1, most] float32, an alias table for each item.
+        alias: [n_items + 1, most] int32, columns.
+        mixing_factor: the share.
+    """
+
+    popular: CatalogProposal
+    neighbours: jax.Array | np.ndarray
+    counts: jax.Array | np.ndarray
+    threshold: jax.Array | np.ndarray
+    alias: jax.Array | np.ndarray
+    mixing_factor: float = dataclasses.field(metadata={"static": True})
+    per_target: bool = dataclasses.field(default=True, metadata={"static": True})
+
+    def _history(self, observed: Observed) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Of each target: its row, first and last column there, and running sums of its row's pairs [length + 1]."""
+        length = observed.inputs.shape[1]
+        row, last = observed.slots // length, observed.slots % length
+        first = last - observed.positions.reshape(-1)[observed.slots]
+        pairs = jnp.asarray(self.counts)[observed.inputs].sum(2)
+        return row, first, last, jnp.pad(jnp.cumsum(pairs, 1), ((0, 0), (1, 0)))
+
+    def draw(self, key: jax.Array, observed: Observed, sets: int, n: int) -> jax.Array:
+        """See Proposal."""
+        row, first, last, running = self._history(observed)
+        popular_key, mix_key, pair_key, cell_key, side_key = jax.random.split(key, 5)
+        popular = self.popular.draw(popular_key, observed, sets, n)
+
+        low, high = running[row, first][:, None], running[row, last + 1][:, None]
+        pair = jax.random.randint(pair_key, (sets, n), low, jnp.maximum(high, low + 1))
+        column = jax.vmap(lambda sums, at: jnp.searchsorted(sums, at, side="right"))(running[row], pair) - 1
+        item = observed.inputs[row[:, None], jnp.minimum(column, observed.inputs.shape[1] - 1)]
+        cell = jax.random.randint(cell_key, (sets, n), 0, self.neighbours.shape[1])
+        side = jax.random.uniform(side_key, (sets, n))
+        cell = jnp.where(side < jnp.asarray(self.threshold)[item, cell], cell, jnp.asarray(self.alias)[item, cell])
+        mixed = (jax.random.uniform(mix_key, (sets, n)) < self.mixing_factor) & (high > low)
+        return jnp.where(mixed, jnp.asarray(self.neighbours)[item, cell], popular)
+
+    def log_q(self, observed: Observed, items: jax.Array) -> jax.Array:
+        """See Proposal.
+
+        The row's pairs are sorted by item and column once, as item * length + column, which holds 40 million items of
+        windows of 50; two binary searches then sum what a query needs.
+        """
+        rows, length = observed.inputs.shape
+        row, first, last, running = self._history(observed)
+        neighbours = jnp.asarray(self.neighbours)[observed.inputs]
+        place = neighbours * length + jnp.arange(length, dtype=jnp.int32)[None, :, None]
+        place, count = jax.lax.sort(
+            (place.reshape(rows, -1), jnp.asarray(self.counts)[observed.inputs].reshape(rows, -1)), num_keys=1
+        )
+        sums = jnp.pad(jnp.cumsum(count, 1), ((0, 0), (1, 0)))
+
+        def of_target(row, first, last, items):
+            bounds = items[:, None] * length + jnp.stack([first, last + 1])
+            at = jnp.searchsorted(place[row], bounds)
+            return sums[row, at[:, 1]] - sums[row, at[:, 0]]
+
+        items = jnp.broadcast_to(items, (len(row), items.shape[1]))
+        together = jax.vmap(of_target)(row, first, last, items)
+        total = (running[row, last + 1] - running[row, first])[:, None]
+        share = jnp.where(total > 0, self.mixing_factor, 0.0)
+        popular = jnp.exp(self.popular.log_q(observed, items))
+        return jnp.log((1 - share) * popular + share * together / jnp.maximum(total, 1) + LEAST_Q)
+
+
+@gin.configurable
+def co_counts(log: TrainingLog, mixing_factor: float = 0.5, neighbours: int = 30, least: int = 2) -> CoCounts:
+    """A share of the mass on items that co-occur with the history, the rest by popularity (SRT).
+
+    Args:
+        log: of training.
+        mixing_factor: the share.
+        neighbours: kept of each item.
+        least: users that a pair must have in common.
+
+    Raises:
+        InputError: a setting is out of range.
+    """
+    if not 0 <= mixing_factor < 1:
+        raise InputError(f"co_counts.mixing_factor = {mixing_factor} is not in [0, 1): every item needs some mass")
+    if neighbours < 1 or least < 1:
+        raise InputError(f"co_counts.neighbours = {neighbours} and co_counts.least = {least} must be at least 1")
+    others, counts = co_occurrences(log, neighbours, least)
+    threshold, alias = np.ones(counts.shape, np.float32), np.zeros(counts.shape, np.int32)
+    for row in np.flatnonzero(counts.any(1)):
+        threshold[row], alias[row] = alias_table(counts[row] / counts[row].sum())
+    return CoCounts(popularity(log), others, counts, threshold, alias, mixing_factor)

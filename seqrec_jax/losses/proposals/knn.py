@@ -1,0 +1,149 @@
+"""Hard negatives: the target's nearest neighbours among the catalog's embeddings."""
+
+import dataclasses
+import functools
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from seqrec_jax.data.split import TrainingLog
+from seqrec_jax.errors import InputError
+from seqrec_jax.losses.proposals.by_count import LEAST_Q, CatalogProposal, popularity
+from seqrec_jax.losses.proposals.interface import Observed
+
+QUERIES_PER_BLOCK = 512
+CANDIDATES_PER_BLOCK = 1 << 14
+
+
+def nearest(embeddings: jax.Array, queries: jax.Array, candidates: jax.Array, k: int, skip: int) -> jax.Array:
+    """The nearest items by cosine, in blocks of queries and of candidates.
+
+    Args:
+        embeddings: [n_items + 1, hidden]; row 0 is padding.
+        queries: [queries] int32, items whose neighbours are wanted; a multiple of QUERIES_PER_BLOCK.
+        candidates: [m] int32, distinct items among which the neighbours are.
+        k: neighbours of each.
+        skip: leave out so many that are nearer still; an item is never its own neighbour.
+
+    Returns:
+        [queries, k] int32, ascending in each row.
+    """
+    n_blocks = -(-len(candidates) // CANDIDATES_PER_BLOCK)
+    per_block = -(-len(candidates) // n_blocks)
+    candidates = jnp.pad(candidates, (0, n_blocks * per_block - len(candidates))).reshape(n_blocks, per_block)
+
+    def of_block(query: jax.Array) -> jax.Array:
+        def merge(best, block):
+            among = embeddings[block]  # The query's own norm changes nothing in its ranking.
+            among = among / jnp.maximum(jnp.linalg.norm(among, axis=1, keepdims=True), 1e-12)
+            scores = embeddings[query] @ among.T
+            scores = jnp.where((block == query[:, None]) | (block == 0), -jnp.inf, scores)
+            values, at = jax.lax.top_k(scores, min(k + skip, per_block))
+            values, items = jnp.concatenate([best[0], values], 1), jnp.concatenate([best[1], block[at]], 1)
+            values, at = jax.lax.top_k(values, k + skip)
+            return (values, jnp.take_along_axis(items, at, 1)), None
+
+        empty = (jnp.full((len(query), k + skip), -jnp.inf), jnp.zeros((len(query), k + skip), jnp.int32))
+        return jnp.sort(jax.lax.scan(merge, empty, candidates)[0][1][:, skip:], axis=1)
+
+    return jax.lax.map(of_block, queries.reshape(-1, QUERIES_PER_BLOCK)).reshape(-1, k)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NearestNeighbours:
+    """A share of the mass by popularity, the rest even over the target's pool of neighbours.
+
+    Attributes:
+        popular: takes `random_fraction` of the mass.
+        pools: [n_items + 1, pool_size] int32, ascending in each row; before the first refresh, empty (all 0).
+        random_fraction: the share.
+        discard: nearest neighbours left out of the pool, as they may be what the user wants just as well.
+        candidates: items among which neighbours are searched, drawn afresh at each refresh; None for the catalog.
+    """
+
+    popular: CatalogProposal
+    pools: jax.Array | np.ndarray
+    random_fraction: float = dataclasses.field(metadata={"static": True})
+    discard: int = dataclasses.field(metadata={"static": True})
+    candidates: int | None = dataclasses.field(metadata={"static": True})
+    per_target: bool = dataclasses.field(default=True, metadata={"static": True})
+
+    def refreshed(self, key: jax.Array, embeddings: jax.Array, mesh: Mesh) -> "NearestNeighbours":
+        """With pools made of the catalog's present embeddings; each device searches for its share of the items.
+
+        Args:
+            key: of the candidates.
+            embeddings: [n_items + 1, hidden], on every device.
+            mesh: its first axis divides the items.
+        """
+        n_items = embeddings.shape[0] - 1
+        candidates = jnp.arange(1, n_items + 1, dtype=jnp.int32)
+        if self.candidates is not None and self.candidates < n_items:
+            candidates = jax.random.choice(key, candidates, (self.candidates,), replace=False)
+        search = functools.partial(nearest, k=self.pools.shape[1], skip=self.discard)
+        whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names[0])
+        search = jax.shard_map(search, mesh=mesh, in_specs=(whole, split, whole), out_specs=split, check_vma=False)
+        items = jnp.arange(n_items + 1, dtype=jnp.int32)
+        queries = jnp.pad(items, (0, -len(items) % (QUERIES_PER_BLOCK * mesh.size)))
+        return dataclasses.replace(self, pools=search(embeddings, queries, candidates)[: n_items + 1])
+
+    def draw(self, key: jax.Array, observed: Observed, sets: int, n: int) -> jax.Array:
+        """See Proposal."""
+        popular_key, mix_key, cell_key = jax.random.split(key, 3)
+        popular = self.popular.draw(popular_key, observed, sets, n)
+        cell = jax.random.randint(cell_key, (sets, n), 0, self.pools.shape[1])
+        hard = jnp.asarray(self.pools)[observed.targets[:, None], cell]
+        mixed = (jax.random.uniform(mix_key, (sets, n)) >= self.random_fraction) & (hard > 0)
+        return jnp.where(mixed, hard, popular)
+
+    def log_q(self, observed: Observed, items: jax.Array) -> jax.Array:
+        """See Proposal."""
+        pool = jnp.asarray(self.pools)[observed.targets]
+        items = jnp.broadcast_to(items, (len(pool), items.shape[1]))
+        at = jax.vmap(jnp.searchsorted)(pool, items)
+        inside = jnp.take_along_axis(pool, jnp.minimum(at, pool.shape[1] - 1), 1) == items
+        empty = pool[:, :1] == 0
+        popular = jnp.exp(self.popular.log_q(observed, items))
+        share = jnp.where(empty, 1.0, self.random_fraction)
+        return jnp.log(share * popular + (1 - share) * inside / pool.shape[1] + LEAST_Q)
+
+
+@gin.configurable
+def knn(
+    log: TrainingLog,
+    pool_size: int = 100,
+    discard: int = 10,
+    random_fraction: float = 0.5,
+    candidates: int | None = None,
+) -> NearestNeighbours:
+    """Hard negatives among the target's nearest neighbours by cosine, refreshed every epoch (SRT).
+
+    Args:
+        log: of training.
+        pool_size: neighbours of an item that are drawn, evenly.
+        discard: nearer neighbours that never are.
+        random_fraction: share of the mass by popularity instead.
+        candidates: None searches the whole catalog; a number, that many random items, another set at each refresh,
+            which bounds the time for large catalogs.
+
+    Raises:
+        InputError: the pool is larger than what is searched, or a share is out of range.
+    """
+    n_items = len(log.counts) - 1
+    searched = n_items if candidates is None else min(candidates, n_items)
+    if pool_size < 1 or discard < 0:
+        raise InputError(f"knn.pool_size = {pool_size} is below 1, or knn.discard = {discard} below 0")
+    if pool_size + discard > searched - 1:
+        what = "the catalog has" if searched == n_items else f"knn.candidates = {candidates} leaves"
+        raise InputError(
+            f"knn.pool_size = {pool_size} and knn.discard = {discard} need {pool_size + discard + 1} items, "
+            f"but {what} {searched}"
+        )
+    if not 0 < random_fraction <= 1:
+        raise InputError(f"knn.random_fraction = {random_fraction} is not in (0, 1]: every item needs some mass")
+    pools = np.zeros((n_items + 1, pool_size), np.int32)
+    return NearestNeighbours(popularity(log), pools, random_fraction, discard, candidates)
