@@ -1,44 +1,69 @@
-"""Targets per second of the single pass over packed rows against one padded prefix a target, in one process.
+"""What a training step takes at four model sizes, and the single pass beside one padded prefix a target.
 
-    python benchmarks/train_step.py --dataset DIR [--batch 128 1024 3200] [--json FILE]
+    python benchmarks/train_step.py --dataset DIR [--shapes small medium deep wide] [--json FILE]
 
-Both schemes train the same model on the same dataset with the same loss and as many targets a step. They take turns,
-and the medians are over the turns.
+Both schemes train the same model on the same dataset with the same loss and negatives, shared by the step, each in a
+process of its own, one after the other; medians of several turns. The prefixes are given as many targets a step, but
+where their activations would not fit in memory: there, --last-batch. Memory is what the compiler plans: arguments,
+results and temporary buffers.
 """
 
 import argparse
 import json
+import multiprocessing
 import platform
 import statistics
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
+from flax import nnx
 
 from seqrec_jax.data.batches import prefetch
-from seqrec_jax.data.split import leave_one_out, train_counts
-from seqrec_jax.data.store import open_dataset
+from seqrec_jax.data.split import leave_one_out, training_log
+from seqrec_jax.data.store import Dataset, open_dataset
 from seqrec_jax.host_memory import keep_freed_memory
-from seqrec_jax.losses.negatives import local, popularity, shared
+from seqrec_jax.losses.negatives import Keys, Predictions, local, shared
+from seqrec_jax.losses.proposals.by_count import popularity
+from seqrec_jax.losses.proposals.interface import Observed
 from seqrec_jax.losses.sampled_softmax import sampled_softmax
 from seqrec_jax.model.recommender import Architecture, build
-from seqrec_jax.tasks.training_data import item_tokens, training_batches
+from seqrec_jax.tasks.training_data import item_features, model_record, training_batches
+from seqrec_jax.training import flops
 from seqrec_jax.training.devices import data_mesh, replicate, split_rows
 from seqrec_jax.training.optimizer import adam, constant
-from seqrec_jax.training.step import Catalog, TrainState, make_train_step
+from seqrec_jax.training.step import Catalog, Precision, TrainState, make_train_step
 
 NEGATIVES = {"local": local, "shared": shared}
+SHAPES = {  # layers, hidden, inner, embedding, negatives
+    "small": (2, 64, 64, 64, 100),
+    "medium": (4, 128, 128, 128, 300),
+    "deep": (16, 256, 256, 256, 300),
+    "wide": (8, 256, 1024, 128, 1000),
+}
+LAST_FITS_WHOLE = ("small", "medium")
 
 
 class Scheme:
     """A compiled training step on batches of one scheme, with its own state."""
 
-    def __init__(
-        self, dataset, positions: str, batch: int, architecture: Architecture, negatives: str, n_negatives: int
-    ):
-        self.mesh = data_mesh()
-        split = leave_one_out(dataset)
+    def __init__(self, dataset: Dataset, positions: str, batch: int, shape: str, args: argparse.Namespace):
+        layers, hidden, inner, embedding, self.n_negatives = SHAPES[shape]
+        self.mesh, split = data_mesh(), leave_one_out(dataset)
+        architecture = Architecture(
+            n_layers=layers,
+            n_heads=4 if hidden > 64 else 2,
+            hidden_size=hidden,
+            inner_size=inner,
+            embedding_size=embedding,
+            hidden_dropout=args.dropout,
+            attention_dropout=args.dropout,
+        )
         self.batches = training_batches(
             dataset,
             split,
@@ -48,92 +73,190 @@ class Scheme:
             shards=self.mesh.size,
             seed=0,
         )
-        tokens = item_tokens(dataset)
-        self.catalog = replicate(self.mesh, Catalog(tokens, popularity(train_counts(dataset, split))))
-        graph, params = build(architecture, dict.fromkeys(tokens, dataset.vocab_size), seed=0)
-        optimizer = adam(constant(1 << 20))
-        self.state = replicate(self.mesh, TrainState(params, optimizer.init(params), np.int32(0)))
-
-        def loss(*args):
-            return sampled_softmax(*args, negatives=NEGATIVES[negatives], n_negatives=n_negatives)
-
-        step = make_train_step(graph, loss, optimizer, self.mesh, seed=0)
+        features = item_features(dataset, architecture)
+        self.catalog = replicate(self.mesh, Catalog(features, popularity(training_log(dataset, split))))
+        record = model_record(dataset, architecture, features)
+        self.graph, params = build(architecture, record.vocab_sizes, 0, args.rematerialize)
+        self.n_params = sum(array.size for array in jax.tree.leaves(params))
+        self.optimizer = adam(constant(1 << 20))
+        self.state = replicate(self.mesh, TrainState(params, self.optimizer.init(params), np.int32(0)))
+        self.loss = sampled_softmax(self.n_negatives, NEGATIVES[args.negatives])
+        step = make_train_step(
+            self.graph, self.loss, self.optimizer, self.mesh, 0, Precision(args.compute_dtype, args.accumulation_steps)
+        )
         started = time.perf_counter()
         self.step = step.lower(self.state, self.catalog, self._batch(0)).compile()
         self.compile_seconds = time.perf_counter() - started
-        self.next = 0
-        self.run(0.5)
+        self.next, self.step_seconds = 0, 0.0
+        self.step_seconds = min(self.run(0.0), self.run(0.0))
 
     def _batch(self, index: int):
         return split_rows(self.mesh, self.batches.batch(index))
 
+    @property
+    def targets_per_step(self) -> float:
+        """Real targets of a step, on average."""
+        return self.batches.n_targets / self.batches.steps_per_epoch
+
+    @property
+    def memory_gb(self) -> float:
+        """Arguments, results and temporary buffers of a step, as the compiler plans them."""
+        plan = self.step.memory_analysis()
+        held = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+        return (held + plan.temp_size_in_bytes) / 1e9
+
     def run(self, seconds: float) -> float:
-        """Trains for about that long, the next batches made in the background; returns targets a second."""
-        n_steps, targets, started = 0, 0.0, time.perf_counter()
-        while time.perf_counter() - started < seconds:
-            for batch in prefetch(self._batch, range(self.next, self.next + 4)):
-                targets += float(np.asarray(batch.weights).sum())
-                self.state, loss = self.step(self.state, self.catalog, batch)
-                n_steps += 1
-            jax.block_until_ready(loss)
-            self.next += 4
-        return targets / (time.perf_counter() - started)
+        """Trains for about that long, the next batches made in the background; returns seconds a step."""
+        n_steps = max(1, round(seconds / self.step_seconds)) if seconds else 1
+        started = time.perf_counter()
+        for batch in prefetch(self._batch, range(self.next, self.next + n_steps)):
+            self.state, loss = self.step(self.state, self.catalog, batch)
+        jax.block_until_ready(loss)
+        self.next += n_steps
+        return (time.perf_counter() - started) / n_steps
+
+    def parts(self) -> dict[str, float]:
+        """Share of the step's time that each part takes, each timed alone, with its gradient."""
+        batch, params = jax.tree.map(jnp.asarray, self.batches.batch(0)), self.state.params
+        key, keys = jax.random.key(0), Keys(jax.random.key(1), jax.random.key(2))
+        observed = Observed(batch.items[batch.targets], batch.slots, batch.items[batch.inputs], batch.positions)
+        drawn = self.loss.draw(keys, observed, self.catalog.proposal)
+
+        def encode(params):
+            items = jnp.concatenate([batch.items, drawn[0]]) if len(drawn) == 1 else batch.items
+            features = {name: values[items] for name, values in self.catalog.features.items()}
+            return nnx.merge(self.graph, params).encode_items(features)
+
+        embeddings = encode(params)
+
+        def sequences(params, embeddings):
+            model = nnx.merge(self.graph, params)
+            return model.encode_sequences(embeddings[batch.inputs], batch.segments, batch.positions, key)
+
+        def losses(hidden, embeddings):
+            shared_rows = len(batch.items) + jnp.arange(drawn.size)[None]
+            rows = shared_rows if len(drawn) == 1 else drawn % len(embeddings)
+            outputs = hidden.reshape(-1, hidden.shape[-1])[batch.slots]
+            predictions = Predictions(
+                observed=observed,
+                hidden=hidden,
+                inputs=embeddings[batch.inputs],
+                outputs=outputs,
+                target_embeddings=embeddings[batch.targets],
+                n_items=self.catalog.n_items,
+                embeddings=embeddings,
+                drawn=drawn,
+                drawn_rows=rows,
+            )
+            return self.loss.losses(keys, predictions, self.catalog.proposal)
+
+        def update(params, optimizer):
+            updates, optimizer = self.optimizer.update(params, optimizer, params)
+            return optax.apply_updates(params, updates), optimizer
+
+        timed = {
+            "items": _seconds(jax.grad(lambda params: encode(params).sum()), params),
+            "sequences": _seconds(jax.grad(lambda p, e: (sequences(p, e) ** 2).sum(), (0, 1)), params, embeddings),
+            "loss": _seconds(
+                jax.grad(lambda h, e: losses(h, e).sum(), (0, 1)), sequences(params, embeddings), embeddings
+            ),
+            "optimizer": _seconds(update, params, self.state.optimizer),
+        }
+        return {name: seconds / sum(timed.values()) for name, seconds in timed.items()}
+
+
+def _seconds(function: Callable, *arguments) -> float:
+    """Median time of a jitted call."""
+    compiled = jax.jit(function)
+    jax.block_until_ready(compiled(*arguments))
+    times = []
+    for _ in range(7):
+        started = time.perf_counter()
+        jax.block_until_ready(compiled(*arguments))
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def matmul_peak(dtype: str) -> float:
+    """Floating-point operations a second of a large matrix product."""
+    size = 2048 if jax.default_backend() == "cpu" else 16384
+    square = jnp.ones((size, size), dtype)
+    return 2 * size**3 / min(_seconds(lambda a: a @ a, square) for _ in range(3))
+
+
+def measure(shape: str, positions: str, args: argparse.Namespace) -> dict:
+    """What a scheme takes at a shape, in this process."""
+    keep_freed_memory()
+    batch = args.batch if positions == "all" or shape in LAST_FITS_WHOLE else args.last_batch
+    scheme = Scheme(open_dataset(args.dataset), positions, batch, shape, args)
+    step = statistics.median(scheme.run(args.seconds) for _ in range(args.turns))
+    return {
+        "shape": shape,
+        **dict(zip(("layers", "hidden", "inner", "embedding", "n_negatives"), SHAPES[shape], strict=True)),
+        "parameters": scheme.n_params,
+        "targets_per_step": scheme.targets_per_step,
+        "targets_per_second": scheme.targets_per_step / step,
+        "step_ms": 1e3 * step,
+        "memory_gb": scheme.memory_gb,
+        "flops_per_target": flops.compiled_flops(scheme.step) / scheme.targets_per_step,
+        "compile_seconds": scheme.compile_seconds,
+        "fill": scheme.batches.packing.fill,
+        "parts": scheme.parts() if positions == "all" else None,
+    }
+
+
+def in_own_process(shape: str, positions: str, args: argparse.Namespace) -> dict:
+    """`measure` where nothing else has filled the memory and the caches."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, shape, positions, args).result()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--dataset", required=True, help="dataset folder")
-    parser.add_argument("--batch", type=int, nargs="+", default=[128, 1024, 3200], help="targets a step")
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--heads", type=int, default=2)
-    parser.add_argument("--hidden", type=int, default=64)
-    parser.add_argument("--negatives", type=int, default=100)
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--batch", type=int, default=3200, help="targets a step")
+    parser.add_argument("--last-batch", type=int, default=128, help="of the prefixes, at the shapes deep and wide")
+    parser.add_argument("--no-last", action="store_true", help="leave the prefixes out")
+    parser.add_argument("--negatives", default="shared", choices=list(NEGATIVES))
     parser.add_argument("--dropout", type=float, default=0.5)
+    parser.add_argument("--compute-dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--rematerialize", action="store_true")
+    parser.add_argument("--accumulation-steps", type=int, default=1)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4, help="of a turn")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     keep_freed_memory()
-    dataset = open_dataset(args.dataset)
-    architecture = Architecture(
-        n_layers=args.layers,
-        n_heads=args.heads,
-        hidden_size=args.hidden,
-        inner_size=args.hidden,
-        hidden_dropout=args.dropout,
-        attention_dropout=args.dropout,
-    )
+    dataset, peak = open_dataset(args.dataset), matmul_peak(args.compute_dtype)
     print(
-        f"{dataset.name}, {args.layers} x {args.hidden}, {args.negatives} negatives, jax {jax.__version__}, "
-        f"{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.processor() or platform.machine()}"
+        f"{dataset.name}, {args.negatives} negatives, {args.compute_dtype}, jax {jax.__version__}, "
+        f"{jax.device_count()} x {jax.devices()[0].device_kind} ({platform.machine()}), "
+        f"matmul peak {peak / 1e9:,.0f} GFLOP/s"
     )
-    print(f"{'batch':>6} {'negatives':>9} {'all/s':>9} {'last/s':>9} {'ratio':>7}   (medians of {args.turns} turns)")
+    print(f"{'':>25} {'targets/s':>10} {'step ms':>8} {'GB':>6} {'MFLOP/target':>12} {'of peak':>7} {'last/s':>8} "
+          f"{'ratio':>6}  items sequences loss optimizer")  # fmt: skip
     rows = []
-    for batch in args.batch:
-        for negatives in NEGATIVES:
-            schemes = {
-                positions: Scheme(dataset, positions, batch, architecture, negatives, args.negatives)
-                for positions in ("all", "last")
-            }
-            speeds: dict[str, list[float]] = {positions: [] for positions in schemes}
-            for _ in range(args.turns):
-                for positions, scheme in schemes.items():
-                    speeds[positions].append(scheme.run(args.seconds))
-            of_all, of_last = (statistics.median(speeds[positions]) for positions in ("all", "last"))
-            rows.append(
-                {
-                    "batch": batch,
-                    "negatives": negatives,
-                    "all": of_all,
-                    "last": of_last,
-                    "ratio": of_all / of_last,
-                    "fill": schemes["all"].batches.packing.fill,
-                    "compile_seconds": {positions: scheme.compile_seconds for positions, scheme in schemes.items()},
-                }
-            )
-            print(f"{batch:>6} {negatives:>9} {of_all:>9,.0f} {of_last:>9,.0f} {of_all / of_last:>7.1f}", flush=True)
+    for name in args.shapes:
+        layers, hidden, inner, embedding, n_negatives = SHAPES[name]
+        row = in_own_process(name, "all", args)
+        if not args.no_last:
+            last = in_own_process(name, "last", args)
+            row["last_targets_per_step"] = last["targets_per_step"]
+            row["last_targets_per_second"] = last["targets_per_second"]
+            row["ratio"] = row["targets_per_second"] / last["targets_per_second"]
+        row["share_of_peak"] = row["flops_per_target"] * row["targets_per_second"] / peak
+        rows.append(row)
+        what = f"{layers} x {hidden}, {inner}, {embedding} / {n_negatives:,}"
+        beside = f"{row['last_targets_per_second']:>8,.1f} {row['ratio']:>6.1f}" if "ratio" in row else f"{'':>15}"
+        print(
+            f"{what:>25} {row['targets_per_second']:>10,.0f} {row['step_ms']:>8.1f} {row['memory_gb']:>6.2f} "
+            f"{row['flops_per_target'] / 1e6:>12.2f} {row['share_of_peak']:>7.1%} {beside}  "
+            + " ".join(f"{share:>8.0%}" for share in row["parts"].values()),
+            flush=True,
+        )
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+        args.json.write_text(json.dumps({"matmul_peak": peak, "shapes": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 @pytest.mark.parametrize(
     ("script", "arguments", "words"),
     [
-        ("train_step.py", ["--batch", "128", "--turns", "1", "--seconds", "0.5"], "ratio"),
+        ("train_step.py", ["--shapes", "small", "--batch", "128", "--turns", "1", "--seconds", "0.5"], "ratio"),
+        ("losses.py", ["--epochs", "2", "--batch", "200", "--runs", "full softmax", "bpr, uniform, 1 local"], "HR@10"),
         ("loss_positions.py", ["--epochs", "2", "--batch", "200"], "95 % interval"),
     ],
 )
@@ -25,6 +26,25 @@ def test_a_benchmark_prints_its_table(shop_folder, tmp_path, script, arguments, 
     assert words in process.stdout
     assert json.loads((tmp_path / "figures.json").read_text())
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
+
+
+@pytest.mark.slow
+def test_a_large_catalog_trains_with_every_proposal(tmp_path):
+    sizes = ["--items", "20000", "--layers", "2", "--hidden", "32", "--batch", "200", "--negatives", "20"]
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "large_catalog.py"),
+        *sizes,
+        "--candidates",
+        "500",
+        "--json",
+        "figures.json",
+    ]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert [row["proposal"] for row in figures] == ["popularity", "knn"]
+    assert len(figures[1]["refresh_seconds"]) == 2
 
 
 @pytest.mark.slow
