@@ -117,7 +117,7 @@ def pretrain(
         stopping_step: evaluations without a gain before the run stops; 0 for never.
         valid_metric: `<metric>_at_<k>`.
         compute_dtype: of matrix products and activations, `float32` or `bfloat16`; parameters stay float32.
-        rematerialize: make activations again for the gradient instead of keeping them: less memory, a third more time.
+        rematerialize: make activations again for the gradient instead of keeping them: less memory, more time.
         accumulation_steps: parts that a step is made in, one after the other, for batches that do not fit in memory.
         overwrite: start afresh in a folder that holds a run.
 

@@ -42,7 +42,7 @@ class PositiveMixing:
 
     Attributes:
         mixing_factor: their distance from it.
-        per_target: each is one target's own, even where all share the directions.
+        per_target: False, as all targets may share the directions.
     """
 
     mixing_factor: float = dataclasses.field(metadata={"static": True})

@@ -24,8 +24,10 @@ def split_draws(n: int, shares: Sequence[float]) -> list[int]:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Mixed:
-    """Each part gives its share of every set, and q is that of the mixture (multiple importance sampling's balance
-    heuristic, Veach and Guibas, SIGGRAPH 1995).
+    """Each part gives its share of every set, and q is that of the mixture.
+
+    The balance heuristic of multiple importance sampling (Veach and Guibas, SIGGRAPH 1995). Shares of a set are rounded
+    to whole draws, which q does not know: with few draws and uneven shares it is off by that rounding.
 
     Attributes:
         parts: the proposals.
