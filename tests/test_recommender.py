@@ -10,7 +10,7 @@ from flax import nnx
 
 from seqrec_jax.errors import InputError
 from seqrec_jax.model import parameters
-from seqrec_jax.model.recommender import Architecture, build, histories
+from seqrec_jax.model.recommender import Architecture, build, items_read
 from seqrec_jax.model.transformer import Attention, attention_bias
 
 VOCAB = {"title": 30, "brand": 12}
@@ -116,7 +116,7 @@ def test_histories_hold_each_item_of_the_window_once():
     items = jnp.array([[3, 5, 3, 4, 3, 9], [1, 2, 2, 0, 0, 0]])
     positions = jnp.array([[0, 1, 2, 0, 1, 2], [0, 1, 2, 0, 0, 0]])
     slots = [2, 1, 5, 8]
-    row_items, counts = histories(items, positions, jnp.array(slots))
+    row_items, counts = items_read(items, positions, jnp.array(slots))
     held = [sorted(row[mask].tolist()) for row, mask in zip(np.asarray(row_items), np.asarray(counts), strict=True)]
     assert held == [[3, 5], [3, 5], [3, 4, 9], [1, 2]]
 

@@ -18,7 +18,7 @@ from seqrec_jax.data.packing import histories, pack
 from seqrec_jax.data.split import Targets
 from seqrec_jax.data.store import Dataset
 from seqrec_jax.errors import InputError
-from seqrec_jax.model.recommender import histories as histories_of
+from seqrec_jax.model.recommender import items_read
 
 ITEMS_PER_BLOCK = 4096
 TARGETS_PER_SAMPLED_BLOCK = 16
@@ -75,6 +75,20 @@ def _beaten_by_catalog(outputs: jax.Array, catalog: jax.Array, targets: jax.Arra
     return jax.lax.scan(count, jnp.zeros_like(targets), (firsts, blocks))[0]
 
 
+class Repeats(NamedTuple):
+    """Items of the histories, whose scores the model changes.
+
+    Attributes:
+        items: [targets, most] int32.
+        counts: [targets, most] bool, whether it is one.
+        offset: [] float32, what is added to their scores.
+    """
+
+    items: jax.Array
+    counts: jax.Array
+    offset: jax.Array
+
+
 def _beaten_by_sample(
     outputs: jax.Array,
     catalog: jax.Array,
@@ -82,7 +96,7 @@ def _beaten_by_sample(
     bar: jax.Array,
     keys: jax.Array,
     n: int,
-    repeats: "Repeats | None",
+    repeats: Repeats | None,
 ) -> jax.Array:
     """How many of n uniform draws of other items score at least `bar`: [targets] int32."""
     n_items = catalog.shape[0] - 1
@@ -99,20 +113,6 @@ def _beaten_by_sample(
     held = None if repeats is None else jnp.where(repeats.counts, repeats.items, 0)
     parts = (outputs, targets, bar, keys, held)
     return jax.lax.map(count, parts, batch_size=min(TARGETS_PER_SAMPLED_BLOCK, outputs.shape[0]))
-
-
-class Repeats(NamedTuple):
-    """Items of the histories, whose scores the model changes.
-
-    Attributes:
-        items: [targets, most] int32.
-        counts: [targets, most] bool, whether it is one.
-        offset: [] float32, what is added to their scores.
-    """
-
-    items: jax.Array
-    counts: jax.Array
-    offset: jax.Array
 
 
 def _beaten_by_repeats(
@@ -231,7 +231,7 @@ class TargetRanker:
             outputs = hidden.reshape(-1, hidden.shape[-1])[batch.slots]
             repeats = None
             if model.repeat_offset is not None:
-                repeats = Repeats(*histories_of(items, batch.positions, batch.slots), model.repeat_offset)
+                repeats = Repeats(*items_read(items, batch.positions, batch.slots), model.repeat_offset)
             return rank(outputs, catalog, batch.items[batch.targets], ordinals, seen, repeats)
 
         def rank_constant(scores, batch, ordinals, seen):

@@ -11,7 +11,7 @@ from seqrec_jax.errors import InputError
 from seqrec_jax.losses.proposals.by_count import LEAST_Q
 from seqrec_jax.losses.proposals.in_batch import PositiveMixing, Similarity
 from seqrec_jax.losses.proposals.interface import Observed, Proposal
-from seqrec_jax.model.recommender import histories
+from seqrec_jax.model.recommender import items_read
 
 TARGETS_PER_BLOCK = 64
 
@@ -189,12 +189,12 @@ def positive_logits(predictions: Predictions) -> jax.Array:
 
 
 def score_history(predictions: Predictions) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Each target's own history: logits [targets, length] float32; items and which of them count, as `histories`."""
+    """Each target's own history: logits [targets, length] float32; items and which of them count, as `items_read`."""
     observed = predictions.observed
     logits = jnp.einsum(
         "rqh,rkh->rqk", predictions.hidden, predictions.inputs, preferred_element_type=wide(predictions.hidden)
     ).reshape(-1, observed.inputs.shape[1])[observed.slots]
-    items, counts = histories(observed.inputs, observed.positions, observed.slots)
+    items, counts = items_read(observed.inputs, observed.positions, observed.slots)
     return logits, items, counts
 
 

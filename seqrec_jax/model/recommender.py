@@ -156,7 +156,7 @@ class Recommender(nnx.Module):
         return x
 
 
-def histories(items: jax.Array, positions: jax.Array, slots: jax.Array) -> tuple[jax.Array, jax.Array]:
+def items_read(items: jax.Array, positions: jax.Array, slots: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The items that the model has read at each slot.
 
     Args:

@@ -4,7 +4,7 @@ import numpy as np
 
 from seqrec_jax.data.store import Dataset, open_dataset
 from seqrec_jax.errors import InputError
-from seqrec_jax.model.item_encoder import ITEM_ID
+from seqrec_jax.tasks.training_data import item_features
 from seqrec_jax.training.checkpoint import Restored, restore
 
 
@@ -36,11 +36,7 @@ def open_checkpoint(checkpoint: str, dataset: str) -> tuple[Restored, Dataset, d
             f"{data.folder}: has another catalog than the checkpoint's, which has a row for each item of its own "
             f"(Architecture.item_encoder = {record.architecture.item_encoder!r}); bind the DATASET it was trained on"
         )
-    features = {}
-    for name, limit in record.max_tokens.items():
+    for name in record.max_tokens:
         if name not in data.features:
             raise InputError(f"{data.folder}: lacks the text feature {name!r} that the checkpoint's model reads")
-        features[name] = data.tokens(name, limit)
-    if ITEM_ID in record.vocab_sizes:
-        features[ITEM_ID] = np.arange(data.n_items + 1, dtype=np.int32)
-    return restored, data, features
+    return restored, data, item_features(data, record.architecture, record.max_tokens)
