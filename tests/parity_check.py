@@ -109,7 +109,7 @@ class FixedNegatives:
     table: jax.Array
     per_target: bool = dataclasses.field(default=False, metadata={"static": True})
 
-    def draw(self, key, observed, sets, n):
+    def draw(self, keys, observed, n):
         return self.items
 
     def log_q(self, observed, items):
@@ -130,7 +130,7 @@ def quantities(file) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     yield "full_scores", outputs @ embeddings.T, file["full_scores"]
 
     log_q = jnp.asarray(np.log(file["item_popularity"].astype(np.float64) + 1e-16), outputs.dtype)
-    keys = Keys(jax.random.key(0), jax.random.key(0))
+    keys = Keys(jax.random.key(0), jnp.arange(len(batch.slots)))
     for kind, sets in (("local", local), ("global", shared)):
         items = jnp.asarray(np.atleast_2d(file[f"{kind}/negatives"]).astype(np.int32))
         catalog = Catalog(tokens, FixedNegatives(items, log_q))

@@ -15,7 +15,12 @@ from seqrec_jax.losses.proposals.knn import knn
 
 COUNTS = np.array([0, 0, 3, 10, 1, 100, 7, 0, 25])
 LOG = TrainingLog(COUNTS, lambda: iter(()))
-KEYS = Keys(jax.random.key(1), jax.random.key(2))
+
+
+def keys_of(seen):
+    return Keys(jax.random.key(1), jnp.arange(len(seen.targets)))
+
+
 RNG = np.random.default_rng(0)
 TABLE = RNG.normal(size=(9, 4)).astype(np.float32)
 
@@ -36,9 +41,9 @@ def predictions(seen, outputs, drawn=None):
 def test_negatives_are_scored_with_their_q_and_marked_where_they_hit(sets):
     targets, outputs = RNG.integers(1, 9, 150), RNG.normal(size=(150, 4)).astype(np.float32)
     negatives, proposal, seen = Negatives(6, sets, "sampled_softmax"), popularity(LOG), observed(targets)
-    drawn = negatives.draw(KEYS, seen, proposal)
+    drawn = negatives.draw(keys_of(seen), seen, proposal)
     assert drawn.shape == ((150, 6) if sets is local else (1, 6))
-    scored = negatives.score(KEYS, predictions(seen, outputs, drawn), proposal)
+    scored = negatives.score(keys_of(seen), predictions(seen, outputs, drawn), proposal)
     every = np.broadcast_to(drawn, (150, 6))
     q = (COUNTS + 1) / 154
     np.testing.assert_allclose(scored.negative, np.einsum("th,tnh->tn", outputs, TABLE[every]), atol=1e-5)
@@ -50,7 +55,7 @@ def test_negatives_are_scored_with_their_q_and_marked_where_they_hit(sets):
 
 def test_local_sets_differ_and_a_shared_set_is_one():
     seen = observed(RNG.integers(1, 9, 150))
-    assert len(np.unique(Negatives(6, local, "bce").draw(KEYS, seen, uniform(LOG)), axis=0)) > 100
+    assert len(np.unique(Negatives(6, local, "bce").draw(keys_of(seen), seen, uniform(LOG)), axis=0)) > 100
 
 
 def test_blocked_scores_have_the_gradients_of_unblocked_ones():
@@ -84,7 +89,9 @@ def test_local_scores_never_hold_targets_by_negatives_by_hidden():
 def test_similarity_draws_the_batchs_targets_by_their_cosine():
     targets, outputs = np.array([3, 5, 3, 8, 0]), RNG.normal(size=(5, 4)).astype(np.float32)  # 0 is padding
     seen, n = observed(targets), 1_000_000
-    scored = jax.jit(lambda p: Negatives(n, local, "bce").score(KEYS, p, similarity(LOG)))(predictions(seen, outputs))
+    scored = jax.jit(lambda p: Negatives(n, local, "bce").score(keys_of(p.observed), p, similarity(LOG)))(
+        predictions(seen, outputs)
+    )
     unit = TABLE / np.linalg.norm(TABLE, axis=1, keepdims=True)
     for ordinal in range(4):
         cosine = unit[targets[:4]] @ outputs[ordinal] / np.linalg.norm(outputs[ordinal])
@@ -107,7 +114,7 @@ def test_similarity_draws_the_batchs_targets_by_their_cosine():
 def test_positive_mixing_moves_the_target_in_all_directions_alike(sets):
     outputs = RNG.normal(size=(5, 4)).astype(np.float32)
     seen, n = observed(RNG.integers(1, 9, 5)), 200_000
-    score = jax.jit(lambda p: Negatives(n, sets, "bce").score(KEYS, p, positive_mixing(LOG, 2.0)))
+    score = jax.jit(lambda p: Negatives(n, sets, "bce").score(keys_of(p.observed), p, positive_mixing(LOG, 2.0)))
     scored = score(predictions(seen, outputs))
     moved = (scored.negative - scored.positive[:, None]) / 2 / np.linalg.norm(outputs, axis=1, keepdims=True)
     assert float(jnp.abs(moved).max()) <= 1 + 1e-5  # the cosine with a unit vector

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from seqrec_jax.data.split import TrainingLog
+from seqrec_jax.devices import device_mesh
 from seqrec_jax.errors import InputError
 from seqrec_jax.losses.proposals.alias_table import alias_table
 from seqrec_jax.losses.proposals.by_count import log_popularity, popularity, uniform
@@ -16,7 +17,6 @@ from seqrec_jax.losses.proposals.in_batch import positive_mixing, similarity
 from seqrec_jax.losses.proposals.interface import Observed
 from seqrec_jax.losses.proposals.knn import knn
 from seqrec_jax.losses.proposals.mixed import mixed, needs_embeddings, split_draws
-from seqrec_jax.training.devices import data_mesh
 
 USERS = [[1, 2, 3], [2, 1, 4, 1], [3, 4, 1], [5, 6], [6, 5], [1, 2, 8], [2, 8, 2]]
 ITEMS = np.array([item for user in USERS for item in user], np.int32)
@@ -36,7 +36,7 @@ SEEN = Observed(TARGETS, SLOTS, INPUTS, POSITIONS)
 
 def refreshed_knn(**settings):
     table = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
-    return knn(LOG, 3, 1, **settings).refreshed(jax.random.key(0), jnp.asarray(table), data_mesh())
+    return knn(LOG, 3, 1, **settings).refreshed(jax.random.key(0), jnp.asarray(table), device_mesh())
 
 
 def mixture():
@@ -63,11 +63,12 @@ PROPOSALS = {
 def test_drawn_frequencies_are_q(name):
     proposal = PROPOSALS[name]()
     sets = len(TARGETS) if proposal.per_target else 1
+    keys = jax.random.split(jax.random.key(0), sets)
     everything = jnp.broadcast_to(jnp.arange(1, 9), (sets, 8))
     q = np.exp(np.asarray(proposal.log_q(SEEN, everything), np.float64))
     np.testing.assert_allclose(q.sum(1), 1, rtol=1e-5)
-    draw = jax.jit(lambda proposal, key: proposal.draw(key, SEEN, sets, DRAWS))
-    for of_target, drawn in zip(q, np.asarray(draw(proposal, jax.random.key(0))), strict=True):
+    draw = jax.jit(lambda proposal, keys: proposal.draw(keys, SEEN, DRAWS))
+    for of_target, drawn in zip(q, np.asarray(draw(proposal, keys)), strict=True):
         counts = np.bincount(drawn, minlength=9)
         assert counts[0] == 0
         assert (counts[1:] > 0).all() == (of_target > 0).all()
@@ -146,7 +147,7 @@ def test_pools_of_few_candidates_are_among_them_and_others_at_each_refresh():
     table = jnp.asarray(np.random.default_rng(0).normal(size=(301, 4)), jnp.float32)
     proposal = knn(log, 5, 2, candidates=50)
     first, second = (
-        np.unique(proposal.refreshed(jax.random.key(seed), table, data_mesh()).pools[1:]) for seed in range(2)
+        np.unique(proposal.refreshed(jax.random.key(seed), table, device_mesh()).pools[1:]) for seed in range(2)
     )
     assert len(first) <= 50
     assert len(second) <= 50
@@ -155,7 +156,7 @@ def test_pools_of_few_candidates_are_among_them_and_others_at_each_refresh():
 
 def test_one_device_finds_the_pools_of_four():
     table = jnp.asarray(np.random.default_rng(0).normal(size=(9, 4)), jnp.float32)
-    one = knn(LOG, 3, 1).refreshed(jax.random.key(0), table, data_mesh(jax.devices()[:1]))
+    one = knn(LOG, 3, 1).refreshed(jax.random.key(0), table, device_mesh(jax.devices()[:1]))
     np.testing.assert_array_equal(one.pools, refreshed_knn().pools)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from seqrec_jax.data.split import leave_one_out, train_counts
+from seqrec_jax.devices import device_mesh, replicate
 from seqrec_jax.errors import InputError
 from seqrec_jax.evaluation import ranking
 from seqrec_jax.evaluation.baselines import popularity_ranks
@@ -11,7 +12,6 @@ from seqrec_jax.evaluation.metrics import per_user, summarize
 from seqrec_jax.evaluation.ranking import Ranking, Repeats, TargetRanker, rank_targets
 from seqrec_jax.evaluation.top_items import top_items
 from seqrec_jax.model.recommender import Architecture, build
-from seqrec_jax.training.devices import data_mesh, replicate
 
 RNG = np.random.default_rng(0)
 
@@ -107,7 +107,7 @@ def model(shop):
 
 def rank_by(shop, model, n_devices=1, **settings):
     graph, params, tokens = model
-    mesh = data_mesh(jax.devices()[:n_devices])
+    mesh = device_mesh(jax.devices()[:n_devices])
     ranker = TargetRanker(graph, shop, leave_one_out(shop).test, Ranking(**settings), 6, mesh)
     return ranker, ranker.ranks(replicate(mesh, params), replicate(mesh, tokens))
 
@@ -158,7 +158,7 @@ def test_a_learnt_offset_keeps_the_history_out_of_rankings_and_recommendations(s
     architecture = Architecture(n_layers=1, n_heads=2, hidden_size=8, inner_size=8, repeat_offset=True)
     graph, params = build(architecture, dict.fromkeys(shop.features, shop.vocab_size), seed=0)
     tokens = {name: jnp.asarray(shop.tokens(name)) for name in shop.features}
-    mesh = data_mesh()
+    mesh = device_mesh()
     targets = leave_one_out(shop).test
 
     def ranks(params, **settings):

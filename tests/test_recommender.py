@@ -10,6 +10,7 @@ from flax import nnx
 
 from seqrec_jax.errors import InputError
 from seqrec_jax.model import parameters
+from seqrec_jax.model.dropout import Noise
 from seqrec_jax.model.recommender import Architecture, build, items_read
 from seqrec_jax.model.transformer import Attention, attention_bias
 
@@ -127,8 +128,8 @@ def test_plain_attention_agrees_with_the_one_that_drops_weights():
     segments = jnp.array([[1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 1, 1]])
     plain = Attention(8, 2, 0.0, 0.0, rngs=nnx.Rngs(0))
     dropping = Attention(8, 2, 0.0, 1e-9, rngs=nnx.Rngs(0))
-    bias = attention_bias(segments)
-    np.testing.assert_allclose(plain(x, bias, None), dropping(x, bias, jax.random.key(0)), atol=1e-5)
+    bias, noise = attention_bias(segments), Noise(jax.random.key(0), jnp.arange(2, dtype=jnp.uint32))
+    np.testing.assert_allclose(plain(x, bias, None), dropping(x, bias, noise), atol=1e-5)
 
 
 def test_initialisation_is_the_papers():

@@ -1,21 +1,24 @@
 """One pass over packed rows gives what the prefixes give, on one device or four."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from seqrec_jax.data.batches import PackedBatches
 from seqrec_jax.data.packing import all_positions, one_per_row, pack, prefixes
 from seqrec_jax.data.split import leave_one_out, training_log
-from seqrec_jax.losses.loss import Loss
+from seqrec_jax.devices import device_mesh, place, replicate, shardings, split_rows
 from seqrec_jax.losses.negatives import Keys, local, shared
 from seqrec_jax.losses.proposals.by_count import popularity
 from seqrec_jax.losses.sampled_softmax import sampled_softmax
 from seqrec_jax.model import parameters
-from seqrec_jax.model.recommender import Architecture, build
-from seqrec_jax.training.devices import data_mesh, replicate, split_rows
-from seqrec_jax.training.optimizer import adam, constant
+from seqrec_jax.model.recommender import Architecture, build, graph_of
+from seqrec_jax.training.optimizer import adam, adamw
+from seqrec_jax.training.schedules import constant
 from seqrec_jax.training.step import (
     FLOAT32,
     Catalog,
@@ -48,10 +51,10 @@ def batches_of(shop, windows, layout, rows, shards=1, last_only=False):
 def epoch_loss(setting, batches, n_devices=1, precision=FLOAT32):
     """Sum over an epoch of loss and gradient, each batch weighted by its targets; negatives fixed by a common key."""
     _, _, graph, params, catalog = setting
-    mesh = data_mesh(jax.devices()[:n_devices])
+    mesh = device_mesh(jax.devices()[:n_devices])
 
     drawn = sampled_softmax(30, shared)
-    fixed = Keys(jax.random.key(7), jax.random.key(7))
+    fixed = Keys(jax.random.key(7), jnp.zeros(0, int))
     loss = drawn._replace(draw=lambda keys, *args: drawn.draw(fixed, *args))
     mean = jax.jit(make_loss_and_grads(graph, loss, mesh, precision))
     params, catalog = replicate(mesh, params), replicate(mesh, catalog)
@@ -120,7 +123,7 @@ def test_a_batch_in_parts_equals_the_whole(setting):
 
 def test_rematerialized_activations_give_the_same_gradients(setting):
     shop, split, _, params, catalog = setting
-    again, _ = build(ARCHITECTURE, dict.fromkeys(shop.features, shop.vocab_size), seed=5, rematerialize=True)
+    again = graph_of(ARCHITECTURE, dict.fromkeys(shop.features, shop.vocab_size), rematerialize=True)
     windows = all_positions(shop.offsets, split, LENGTH)
     batches = batches_of(shop, windows, pack(windows.lengths, LENGTH), rows=16)
     assert_same(epoch_loss(setting, batches), epoch_loss((shop, split, again, params, catalog), batches))
@@ -162,28 +165,49 @@ def test_each_item_of_a_step_is_encoded_once(n_items, sets, whole):
     assert len(got.embeddings) <= n_items + 1
 
 
-@pytest.mark.parametrize("kind", ["common", "own"])
-def test_each_device_has_its_own_key_beside_the_common_one(setting, kind):
-    shop, split, graph, params, catalog = setting
-    mesh, key = data_mesh(jax.devices()), jax.random.key(11)
+def sharded(setting, architecture, steps, mesh_shape, **encoder):
+    """Losses of training with dropout and local negatives over a mesh of (data, model) devices."""
+    shop, split, _, _, catalog = setting
+    mesh = device_mesh(jax.devices()[: np.prod(mesh_shape)], mesh_shape[1])
+    catalog = catalog._replace(features=dict(catalog.features) | encoder)
+    vocab_sizes = dict.fromkeys(shop.features, shop.vocab_size) | dict.fromkeys(encoder, shop.n_items + 1)
+    graph = graph_of(architecture, vocab_sizes, table_axis="model" if mesh_shape[1] > 1 else None)
+    _, params = build(architecture, vocab_sizes, 5, lambda like: shardings(mesh, like))
     windows = all_positions(shop.offsets, split, LENGTH)
-    batch = batches_of(shop, windows, pack(windows.lengths, LENGTH), rows=16, shards=4).batch(0)
+    batches = batches_of(shop, windows, pack(windows.lengths, LENGTH), rows=16, shards=mesh.size)
+    optimizer = adamw(constant(steps, learning_rate=3e-3), max_grad_norm=1.0)
+    step = make_train_step(graph, sampled_softmax(20, local), optimizer, mesh, seed=3, ema_decay=0.9)
+    state = TrainState(params, optimizer.init(params), np.int32(0), jax.tree.map(jnp.copy, params))
+    state, catalog, losses = place(mesh, state), replicate(mesh, catalog), []
+    for index in range(steps):
+        state, measures = step(state, catalog, split_rows(mesh, batches.batch(index)))
+        losses.append(float(measures.loss))
+    assert step._cache_size() == 1
+    return losses, state
 
-    def losses(keys, predictions, proposal):
-        return jnp.broadcast_to(jax.random.uniform(getattr(keys, kind)), predictions.outputs.shape[:1])
 
-    loss = Loss(check=lambda *_: None, draw=lambda *_: None, losses=losses)
-    step = jax.jit(make_loss_and_grads(graph, loss, mesh))
-    value, _ = step(replicate(mesh, params), replicate(mesh, catalog), split_rows(mesh, batch), key, None)
-    weights = batch.weights.reshape(4, -1).sum(1)
-    keys = [key if kind == "common" else jax.random.fold_in(key, device) for device in range(4)]
-    expected = np.average([float(jax.random.uniform(key)) for key in keys], weights=weights)
-    assert float(value) == pytest.approx(expected, rel=1e-5)
+def test_the_number_of_devices_changes_nothing_but_rounding(setting):
+    one, _ = sharded(setting, ARCHITECTURE, 50, (1, 1))
+    for mesh_shape in ((4, 1), (2, 2)):
+        several, state = sharded(setting, ARCHITECTURE, 50, mesh_shape)
+        np.testing.assert_allclose(several, one, rtol=1e-5)
+        table = parameters.named(state.params)["item_encoder/tables/title"]
+        assert {piece.data.shape[1] for piece in table.addressable_shards} == {16 // mesh_shape[1]}
+
+
+def test_item_rows_and_their_optimizer_state_are_divided_too(setting):
+    architecture = dataclasses.replace(ARCHITECTURE, item_encoder="text_and_id", id_dropout=0.3, pooling="max")
+    items = {"item_id": jnp.arange(setting[0].n_items + 1, dtype=jnp.int32)}
+    one, _ = sharded(setting, architecture, 5, (1, 1), **items)
+    several, state = sharded(setting, architecture, 5, (2, 2), **items)
+    np.testing.assert_allclose(several, one, rtol=1e-5)
+    divided = [leaf for leaf in jax.tree.leaves(state) if leaf.sharding.spec == PartitionSpec(None, "model")]
+    assert len(divided) == 3 * 4  # title, brand and rows; parameters, both moments and the average
 
 
 def train(setting, steps, n_devices, negatives):
     shop, split, graph, params, catalog = setting
-    mesh = data_mesh(jax.devices()[:n_devices])
+    mesh = device_mesh(jax.devices()[:n_devices])
     windows = all_positions(shop.offsets, split, LENGTH)
     batches = batches_of(shop, windows, pack(windows.lengths, LENGTH), rows=16, shards=n_devices)
     optimizer = adam(constant(steps, learning_rate=3e-3))
@@ -195,8 +219,8 @@ def train(setting, steps, n_devices, negatives):
     losses, on_device = [], [split_rows(mesh, batches.batch(index)) for index in range(steps)]
     with jax.transfer_guard("disallow"):
         for batch in on_device:
-            state, value = step(state, catalog, batch)
-            losses.append(value)
+            state, measures = step(state, catalog, batch)
+            losses.append(measures.loss)
     assert step._cache_size() == 1
     return [float(value) for value in losses], parameters.sha256(state.params)
 

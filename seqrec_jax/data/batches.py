@@ -1,7 +1,7 @@
 """Batches of packed rows: one documented structure from here to the loss and the ranking."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -113,13 +113,18 @@ class PackedBatches:
         firsts, counts = self._first_place[rows], self._first_place[rows + 1] - self._first_place[rows]
         return self._places_by_row[ranges(firsts, counts)], np.repeat(np.arange(len(rows)), counts)
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step, which may lie in any epoch."""
+    def batch(self, step: int, local: range | None = None) -> Batch:
+        """The batch of a step, which may lie in any epoch.
+
+        Args:
+            step: counted from the start of the run.
+            local: the shards to make, those of one host; None for all.
+        """
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         order = self._order_of(epoch)
         rows = order.step_rows[step_of_epoch].reshape(self.rows // self.shards, self.shards)
-        shards = [self._shard(order, rows[:, shard]) for shard in range(self.shards)]
-        return shards[0] if self.shards == 1 else Batch(*(np.concatenate(part) for part in zip(*shards, strict=True)))
+        shards = [self._shard(order, rows[:, shard]) for shard in (range(self.shards) if local is None else local)]
+        return shards[0] if len(shards) == 1 else Batch(*(np.concatenate(part) for part in zip(*shards, strict=True)))
 
     def _shard(self, order: _Order, rows: np.ndarray) -> Batch:
         places, row = self._places(rows)
@@ -161,7 +166,7 @@ class PackedBatches:
         )
 
 
-def prefetch(make: Callable[[int], Item], steps: range, ahead: int = 2) -> Iterator[Item]:
+def prefetch(make: Callable[[int], Item], steps: range, ahead: int = 2) -> Generator[Item, None, None]:
     """Yields make(step) for each step, made in a background thread up to `ahead` steps before it is asked for."""
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
         pending = [pool.submit(make, step) for step in steps[:ahead]]

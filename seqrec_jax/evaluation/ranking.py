@@ -11,12 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from seqrec_jax.data.batches import PackedBatches, prefetch
 from seqrec_jax.data.packing import histories, pack
 from seqrec_jax.data.split import Targets
 from seqrec_jax.data.store import Dataset
+from seqrec_jax.devices import (
+    REPLICATED,
+    SPLIT,
+    greatest_of_hosts,
+    local_rows,
+    local_shards,
+    replicate,
+    specs,
+    split_rows,
+)
 from seqrec_jax.errors import InputError
 from seqrec_jax.model.recommender import items_read
 
@@ -204,7 +214,7 @@ class TargetRanker:
         targets: to rank.
         ranking: how.
         max_length: most items of a history that the model reads.
-        mesh: with a `data` axis, the first of its axes.
+        mesh: of devices, on one host or several; each target is ranked once.
     """
 
     def __init__(
@@ -222,8 +232,7 @@ class TargetRanker:
         self._most_seen = int(targets.positions.max(initial=1)) if ranking.mask_seen else 0
         self.encode_catalog = encode_catalog(graph)
         rank = functools.partial(rank_targets, n_sampled=ranking.n_sampled, seed=ranking.seed)
-        split, whole = PartitionSpec(mesh.axis_names[0]), PartitionSpec()
-        self._place = jax.sharding.NamedSharding(mesh, split)
+        self._mesh, self._local = mesh, local_shards(mesh, shards)
 
         def rank_batch(params, catalog, batch, ordinals, seen):
             model, items = nnx.merge(graph, params), batch.items[batch.inputs]
@@ -238,13 +247,22 @@ class TargetRanker:
             ones = jnp.ones((batch.slots.shape[0], 1), scores.dtype)
             return rank(ones, scores[:, None], batch.items[batch.targets], ordinals, seen)
 
-        mapped = functools.partial(jax.shard_map, mesh=mesh, out_specs=split, check_vma=False)
-        self._rank_batch = jax.jit(mapped(rank_batch, in_specs=(whole, whole, split, split, split)))
-        self._rank_constant = jax.jit(mapped(rank_constant, in_specs=(whole, split, split, split)))
+        def rank_by_model(params, *inputs):
+            in_specs = (specs(mesh, params), REPLICATED, SPLIT, SPLIT, SPLIT)
+            return jax.shard_map(rank_batch, mesh=mesh, in_specs=in_specs, out_specs=SPLIT, check_vma=False)(
+                params, *inputs
+            )
+
+        self._rank_batch = jax.jit(rank_by_model)
+        in_specs = (REPLICATED, SPLIT, SPLIT, SPLIT)
+        self._rank_constant = jax.jit(
+            jax.shard_map(rank_constant, mesh=mesh, in_specs=in_specs, out_specs=SPLIT, check_vma=False)
+        )
 
     def _input(self, step: int) -> tuple[list[np.ndarray], tuple]:
-        """A batch on the devices with its targets' ordinals and, where they are masked, the items seen."""
-        windows = self._batches.windows_of(step)
+        """This host's part of a batch on its devices with its targets' ordinals and, where they are masked, the items
+        seen."""
+        windows = [self._batches.windows_of(step)[shard] for shard in self._local]
         slots = self._batches.max_windows_per_shard
         ordinals = np.zeros((len(windows), slots), np.int32)
         seen = np.zeros((len(windows), slots, self._most_seen), np.int32) if self._most_seen else None
@@ -258,20 +276,22 @@ class TargetRanker:
                 items = np.unique(self._dataset.items.take(np.arange(start, start + self._targets.positions[window])))
                 seen[shard, slot, : len(items)] = items
         arrays = (
-            self._batches.batch(step),
+            self._batches.batch(step, self._local),
             ordinals.reshape(-1),
             None if seen is None else seen.reshape(-1, self._most_seen),
         )
-        return windows, jax.device_put(arrays, self._place)
+        return windows, split_rows(self._mesh, arrays)
 
     def _collect(self, rank: Callable[..., jax.Array]) -> np.ndarray:
-        ranks = np.zeros(len(self._targets.users), np.int64)
+        ranks = np.full(len(self._targets.users), -1, np.int64)
         if not len(ranks):
             return ranks
         for windows, arrays in prefetch(self._input, range(self._batches.steps_per_epoch)):
-            by_shard = np.asarray(rank(*arrays)).reshape(len(windows), -1)
+            by_shard = local_rows(rank(*arrays)).reshape(len(windows), -1)
             for of_shard, values in zip(windows, by_shard, strict=True):
                 ranks[of_shard] = values[: len(of_shard)]
+        ranks = greatest_of_hosts(ranks)
+        assert (ranks >= 0).all(), "a target was left out of the ranking"
         return ranks
 
     def ranks(self, params: nnx.State, features: Mapping[str, jax.Array | np.ndarray]) -> np.ndarray:
@@ -281,4 +301,4 @@ class TargetRanker:
 
     def ranks_by_item(self, scores: np.ndarray) -> np.ndarray:
         """Ranks of all targets by one score an item, the same for every user: [n_items + 1] -> [n] int64."""
-        return self._collect(functools.partial(self._rank_constant, jnp.asarray(scores, jnp.float32)))
+        return self._collect(functools.partial(self._rank_constant, replicate(self._mesh, scores.astype(np.float32))))

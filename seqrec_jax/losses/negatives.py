@@ -22,37 +22,25 @@ class Keys(NamedTuple):
     """Random keys of a step.
 
     Attributes:
-        common: the same on every device, for what the devices share.
-        own: another on each device.
+        common: the same on every device.
+        targets: [targets] int32, each target's number within the whole step, so that what is drawn for it does not
+            depend on the device that holds it.
     """
 
     common: jax.Array
-    own: jax.Array
-
-
-class Sets(NamedTuple):
-    """Sets of negatives of a step on one device.
-
-    Attributes:
-        key: of their draw.
-        number: 1, or as many as targets.
-    """
-
-    key: jax.Array
-    number: int
+    targets: jax.Array
 
 
 @gin.configurable
-def shared(keys: Keys, n_targets: int) -> Sets:
-    """One set of negatives for all targets of the step, the same on every device."""
-    del n_targets
-    return Sets(keys.common, 1)
+def shared(keys: Keys) -> jax.Array:
+    """One set of negatives for all targets of the step, the same on every device: [1] keys."""
+    return keys.common[None]
 
 
 @gin.configurable
-def local(keys: Keys, n_targets: int) -> Sets:
-    """A set of negatives for each target."""
-    return Sets(keys.own, n_targets)
+def local(keys: Keys) -> jax.Array:
+    """A set of negatives for each target: [targets] keys."""
+    return jax.vmap(lambda target: jax.random.fold_in(keys.common, target))(keys.targets)
 
 
 class Predictions(NamedTuple):
@@ -113,7 +101,7 @@ class Negatives(NamedTuple):
     """
 
     n: int
-    sets: Callable[[Keys, int], Sets]
+    sets: Callable[[Keys], jax.Array]
     loss: str
 
     def check(self, proposal: AnyProposal, n_items: int, rows: int) -> None:
@@ -129,8 +117,7 @@ class Negatives(NamedTuple):
         """
         if not 1 <= self.n <= n_items:
             raise InputError(f"{self.loss}.n_negatives = {self.n} is not between 1 and the catalog's {n_items} items")
-        key = jax.random.key(0)
-        if proposal.per_target and self.sets(Keys(key, key), 2).number == 1:
+        if proposal.per_target and len(self.sets(Keys(jax.random.key(0), jnp.arange(2)))) == 1:
             raise InputError(
                 f"{self.loss}.negatives = @shared, but pretrain.proposal has a distribution for each target; "
                 f"bind {self.loss}.negatives = @local"
@@ -145,20 +132,18 @@ class Negatives(NamedTuple):
         """Items to encode beside the batch's own: [1 or targets, n] int32; None where the batch is enough."""
         if not isinstance(proposal, Proposal):
             return None
-        sets = self.sets(keys, len(observed.targets))
-        return proposal.draw(sets.key, observed, sets.number, self.n)
+        return proposal.draw(self.sets(keys), observed, self.n)
 
     def score(self, keys: Keys, predictions: Predictions, proposal: AnyProposal) -> Scored:
         """Logits of the targets and of the negatives."""
-        sets = self.sets(keys, len(predictions.observed.targets))
         if isinstance(proposal, Similarity):
-            return _score_batch(sets.key, predictions, self.n)
+            return _score_batch(self.sets(keys), predictions, self.n)
         if isinstance(proposal, PositiveMixing):
-            return _score_directions(sets, predictions, self.n, proposal.mixing_factor)
+            return _score_directions(self.sets(keys), predictions, self.n, proposal.mixing_factor)
         observed, outputs = predictions.observed, predictions.outputs
         assert predictions.drawn is not None
         assert predictions.drawn_rows is not None
-        if sets.number == 1:
+        if len(predictions.drawn) == 1:
             logits = dot(outputs, predictions.embeddings[predictions.drawn_rows[0]].T)
         else:
             logits = score_rows(outputs, predictions.embeddings, predictions.drawn_rows)
@@ -219,7 +204,7 @@ def score_rows(outputs: jax.Array, embeddings: jax.Array, rows: jax.Array) -> ja
     return jax.lax.map(lambda pair: block(*pair), (outputs, rows), batch_size=min(TARGETS_PER_BLOCK, len(outputs)))
 
 
-def _score_batch(key: jax.Array, predictions: Predictions, n: int) -> Scored:
+def _score_batch(keys: jax.Array, predictions: Predictions, n: int) -> Scored:
     """The negatives of `similarity`: a draw is a place in the running sum of the batch's weights."""
     targets, embeddings = predictions.observed.targets, predictions.target_embeddings
     in_order = jnp.sort(targets)
@@ -228,12 +213,12 @@ def _score_batch(key: jax.Array, predictions: Predictions, n: int) -> Scored:
     unit = unit / jnp.maximum(jnp.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
 
     @jax.checkpoint
-    def of_target(output: jax.Array, ordinal: jax.Array):
+    def of_target(output: jax.Array, ordinal: jax.Array, key: jax.Array):
         at_output = jax.lax.stop_gradient(output.astype(jnp.float32))
         cosine = unit @ at_output / jnp.maximum(jnp.linalg.norm(at_output), 1e-12)
         weight = jnp.where(targets > 0, (1 + cosine) / 2, 0)
         running = jnp.cumsum(weight)
-        draw = jax.random.uniform(jax.random.fold_in(key, ordinal), (n,)) * running[-1]
+        draw = jax.random.uniform(key, (n,)) * running[-1]
         drawn = jnp.minimum(jnp.searchsorted(running, draw, side="right"), len(targets) - 1)
         log_q = jnp.log(weight * times / running[-1] + LEAST_Q)
         logits = dot(embeddings, output)
@@ -241,14 +226,14 @@ def _score_batch(key: jax.Array, predictions: Predictions, n: int) -> Scored:
 
     ordinals = jnp.arange(len(targets))
     logits, log_q, positive_log_q, items = jax.lax.map(
-        lambda pair: of_target(*pair),
-        (predictions.outputs, ordinals),
+        lambda parts: of_target(*parts),
+        (predictions.outputs, ordinals, keys),
         batch_size=min(TARGETS_PER_BLOCK, len(targets)),
     )
     return Scored(positive_logits(predictions), logits, positive_log_q, log_q, items == targets[:, None])
 
 
-def _score_directions(sets: Sets, predictions: Predictions, n: int, distance: float) -> Scored:
+def _score_directions(keys: jax.Array, predictions: Predictions, n: int, distance: float) -> Scored:
     """The negatives of `positive_mixing`."""
     outputs = predictions.outputs
     hidden, positive = outputs.shape[1], positive_logits(predictions)
@@ -258,15 +243,15 @@ def _score_directions(sets: Sets, predictions: Predictions, n: int, distance: fl
         return points / jnp.linalg.norm(points, axis=1, keepdims=True)
 
     @jax.checkpoint
-    def of_target(output: jax.Array, ordinal: jax.Array) -> jax.Array:
-        return dot(directions(jax.random.fold_in(sets.key, ordinal)), output.astype(jnp.float32))
+    def of_target(output: jax.Array, key: jax.Array) -> jax.Array:
+        return dot(directions(key), output.astype(jnp.float32))
 
-    if sets.number == 1:
-        along = dot(outputs.astype(jnp.float32), directions(sets.key).T)
+    if len(keys) == 1:
+        along = dot(outputs.astype(jnp.float32), directions(keys[0]).T)
     else:
         along = jax.lax.map(
             lambda pair: of_target(*pair),
-            (outputs, jnp.arange(len(outputs))),
+            (outputs, keys),
             batch_size=min(TARGETS_PER_BLOCK, len(outputs)),
         )
     none = jnp.zeros((1, n))

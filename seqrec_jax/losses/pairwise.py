@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 from seqrec_jax.errors import InputError
 from seqrec_jax.losses.loss import Loss
-from seqrec_jax.losses.negatives import AnyProposal, Keys, Negatives, Predictions, Sets, local
+from seqrec_jax.losses.negatives import AnyProposal, Keys, Negatives, Predictions, local
 
 
 @gin.configurable
-def bce(n_negatives: int = 1, negatives: Callable[[Keys, int], Sets] = local) -> Loss:
+def bce(n_negatives: int = 1, negatives: Callable[[Keys], jax.Array] = local) -> Loss:
     """Binary cross entropy: -log s(positive) - sum of log(1 - s(negative)), s the sigmoid.
 
     SASRec (Kang and McAuley, ICDM 2018), which draws one uniform negative a target.
@@ -32,7 +32,7 @@ def bce(n_negatives: int = 1, negatives: Callable[[Keys, int], Sets] = local) ->
 
 
 @gin.configurable
-def gbce(n_negatives: int = 256, negatives: Callable[[Keys, int], Sets] = local, t: float = 0.75) -> Loss:
+def gbce(n_negatives: int = 256, negatives: Callable[[Keys], jax.Array] = local, t: float = 0.75) -> Loss:
     """Generalised binary cross entropy: -(b log s(positive) + sum of log(1 - s(negative))) / (n + 1).
 
     b = a (t (1 - 1/a) + 1/a), with a = n / (n_items - 1). At t = 0 it is BCE; at t = 1 the scores are calibrated, as
@@ -61,7 +61,7 @@ def gbce(n_negatives: int = 256, negatives: Callable[[Keys, int], Sets] = local,
 
 
 @gin.configurable
-def bpr(n_negatives: int = 1, negatives: Callable[[Keys, int], Sets] = local) -> Loss:
+def bpr(n_negatives: int = 1, negatives: Callable[[Keys], jax.Array] = local) -> Loss:
     """Bayesian personalised ranking: the mean of -log s(positive - negative), s the sigmoid.
 
     Rendle et al., UAI 2009, for one negative; the mean over several as in GRU4Rec's BPR loss (Hidasi et al., ICLR

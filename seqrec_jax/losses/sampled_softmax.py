@@ -8,13 +8,13 @@ import jax.numpy as jnp
 
 from seqrec_jax.losses.cross_entropy import MASKED_LOGIT, check_softmax, cross_entropy
 from seqrec_jax.losses.loss import Loss
-from seqrec_jax.losses.negatives import AnyProposal, Keys, Negatives, Predictions, Sets, local, score_history
+from seqrec_jax.losses.negatives import AnyProposal, Keys, Negatives, Predictions, local, score_history
 
 
 @gin.configurable
 def sampled_softmax(
     n_negatives: int = 300,
-    negatives: Callable[[Keys, int], Sets] = local,
+    negatives: Callable[[Keys], jax.Array] = local,
     temperature: float = 1.0,
     label_smoothing: float = 0.0,
     correct_positive: bool = True,

@@ -1,6 +1,7 @@
 """Dropout on a counter-based hash."""
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,36 @@ def _bits(key: jax.Array, numbers: jax.Array) -> jax.Array:
     """
     words = jax.random.bits(key, (2,), jnp.uint32)
     return _mix(_mix(numbers ^ words[0]) + words[1])
+
+
+class Noise(NamedTuple):
+    """Where the masks of a batch's rows come from, so that they do not depend on the device that holds a row.
+
+    Attributes:
+        key: a JAX key, the same on every device.
+        rows: [rows] uint32, each row's number within the whole batch.
+    """
+
+    key: jax.Array
+    rows: jax.Array
+
+    def split(self, n: int) -> "list[Noise]":
+        """Independent noise for n places of the model."""
+        return [Noise(key, self.rows) for key in jax.random.split(self.key, n)]
+
+
+def split_noise(noise: Noise | None, n: int) -> list[Noise] | list[None]:
+    """Independent noise for n places of the model; none stays none."""
+    return [None] * n if noise is None else noise.split(n)
+
+
+def drop_in_rows(x: jax.Array, rate: float, noise: Noise | None) -> jax.Array:
+    """Dropout on [rows, ...]; None switches it off."""
+    if noise is None or rate == 0:
+        return x
+    of_row = math.prod(x.shape[1:])
+    numbers = noise.rows[:, None] * jnp.uint32(of_row) + jnp.arange(of_row, dtype=jnp.uint32)
+    return dropout(x, rate, noise.key, numbers.reshape(x.shape))
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None, numbers: jax.Array | None = None) -> jax.Array:

@@ -1,6 +1,6 @@
 """Items from their text, from a row of their own, or from both."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,29 @@ def max_pooling(table: jax.Array, tokens: jax.Array) -> jax.Array:
 POOLINGS = {"sum": sum_pooling, "mean": mean_pooling, "max": max_pooling}
 
 
+def look_up(
+    lookup: Callable[[jax.Array, jax.Array], jax.Array], table: jax.Array, ids: jax.Array, axis: str | None
+) -> jax.Array:
+    """Rows of a table, or what is pooled of them, where devices hold columns of it.
+
+    Each device looks up what all of its axis ask for in its own columns, and they exchange the results: neither the
+    table nor the ids' embeddings are ever whole on one device. (Column-wise sharding, as in TorchRec.)
+
+    Args:
+        lookup: f(table, ids) -> [n, columns], which treats each column alike.
+        table: [rows, columns of this device].
+        ids: [n, ...] int32, what this device asks for.
+        axis: of the mesh, within shard_map; None where the table is whole, or left to the compiler.
+
+    Returns:
+        [n, columns of all devices].
+    """
+    if axis is None:
+        return lookup(table, ids)
+    of_all = lookup(table, jax.lax.all_gather(ids, axis, tiled=True))
+    return jax.lax.all_to_all(of_all, axis, split_axis=0, concat_axis=1, tiled=True)
+
+
 class TextItemEncoder(nnx.Module):
     """SRT's feature extractor: a token table per text feature, pooled, concatenated, and one linear map with bias.
 
@@ -52,13 +75,21 @@ class TextItemEncoder(nnx.Module):
         embedding_size: width of the token tables.
         hidden_size: width of the item embeddings.
         pooling: a name of POOLINGS.
+        table_axis: of the mesh, over which the tables' columns are divided; see look_up.
     """
 
     def __init__(
-        self, vocab_sizes: Mapping[str, int], embedding_size: int, hidden_size: int, pooling: str, *, rngs: nnx.Rngs
+        self,
+        vocab_sizes: Mapping[str, int],
+        embedding_size: int,
+        hidden_size: int,
+        pooling: str,
+        table_axis: str | None = None,
+        *,
+        rngs: nnx.Rngs,
     ):
         self.features = tuple(vocab_sizes)
-        self.pooling = pooling
+        self.pooling, self.table_axis = pooling, table_axis
         self.tables = nnx.Dict(
             {name: embedding_table(size, embedding_size, rngs) for name, size in vocab_sizes.items()}
         )
@@ -75,7 +106,10 @@ class TextItemEncoder(nnx.Module):
             [items, hidden_size].
         """
         pool = POOLINGS[self.pooling]
-        pooled = [pool(self.tables[name][...], jnp.asarray(features[name])) for name in self.features]
+        pooled = [
+            look_up(pool, self.tables[name][...], jnp.asarray(features[name]), self.table_axis)
+            for name in self.features
+        ]
         return self.projection(jnp.concatenate(pooled, -1).astype(self.projection.kernel[...].dtype))
 
 
@@ -87,10 +121,19 @@ class IdItemEncoder(nnx.Module):
         hidden_size: width of the item embeddings.
         id_dropout: share of the items that get 0 instead in a training step, wherever they occur in it; the others are
             scaled up.
+        table_axis: of the mesh, over which the rows' columns are divided; see look_up.
     """
 
-    def __init__(self, n_rows: int, hidden_size: int, id_dropout: float = 0.0, *, rngs: nnx.Rngs):
-        self.id_dropout = id_dropout
+    def __init__(
+        self,
+        n_rows: int,
+        hidden_size: int,
+        id_dropout: float = 0.0,
+        table_axis: str | None = None,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.id_dropout, self.table_axis = id_dropout, table_axis
         self.tables = nnx.Dict({ITEM_ID: embedding_table(n_rows, hidden_size, rngs)})
 
     def __call__(self, features: Mapping[str, jax.Array | np.ndarray], key: jax.Array | None = None) -> jax.Array:
@@ -104,7 +147,8 @@ class IdItemEncoder(nnx.Module):
             [items, hidden_size].
         """
         items = jnp.asarray(features[ITEM_ID])
-        return dropout(self.tables[ITEM_ID][...][items], self.id_dropout, key, items.astype(jnp.uint32)[:, None])
+        rows = look_up(lambda table, items: table[items], self.tables[ITEM_ID][...], items, self.table_axis)
+        return dropout(rows, self.id_dropout, key, items.astype(jnp.uint32)[:, None])
 
 
 class TextAndIdItemEncoder(nnx.Module):

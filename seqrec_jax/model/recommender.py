@@ -1,7 +1,7 @@
 """The recommender: item embeddings from text, a transformer over a user's items, scores by dot product."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import gin
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from seqrec_jax.errors import InputError
-from seqrec_jax.model.dropout import dropout
+from seqrec_jax.model.dropout import Noise, drop_in_rows, split_noise
 from seqrec_jax.model.initializers import embedding_table, layer_norm
 from seqrec_jax.model.item_encoder import (
     ITEM_ENCODERS,
@@ -88,6 +88,7 @@ class Recommender(nnx.Module):
         architecture: the shape.
         vocab_sizes: rows of each text feature's token table, and of the items' under `item_id`.
         rematerialize: make each block's activations again for the gradient instead of keeping them.
+        table_axis: of the mesh, over which the tables' columns are divided, where it is called within shard_map.
     """
 
     def __init__(
@@ -95,12 +96,13 @@ class Recommender(nnx.Module):
         architecture: Architecture,
         vocab_sizes: Mapping[str, int],
         rematerialize: bool = False,
+        table_axis: str | None = None,
         *,
         rngs: nnx.Rngs,
     ):
         a = architecture
         self.hidden_dropout, self.rematerialize = a.hidden_dropout, rematerialize
-        self.item_encoder = _item_encoder(a, vocab_sizes, rngs)
+        self.item_encoder = _item_encoder(a, vocab_sizes, table_axis, rngs)
         self.repeat = nnx.Param(jnp.zeros(())) if a.repeat_offset else None
         self.position_table = embedding_table(a.max_length, a.hidden_size, rngs)
         self.norm = layer_norm(a.hidden_size, rngs)
@@ -131,7 +133,7 @@ class Recommender(nnx.Module):
         item_embeddings: jax.Array,
         segments: jax.Array,
         positions: jax.Array,
-        dropout_key: jax.Array | None = None,
+        noise: Noise | None = None,
     ) -> jax.Array:
         """The transformer's output at every position.
 
@@ -139,20 +141,18 @@ class Recommender(nnx.Module):
             item_embeddings: [rows, length, hidden].
             segments: [rows, length] int32; positions attend within their segment, 0 is padding.
             positions: [rows, length] int32, from the segment's start.
-            dropout_key: None switches dropout off.
+            noise: of the dropout; None switches it off.
 
         Returns:
             [rows, length, hidden]; its dot product with an item embedding is that item's score as the next one.
         """
-        keys = [None] * (len(self.blocks) + 1)
-        if dropout_key is not None:
-            keys = list(jax.random.split(dropout_key, len(self.blocks) + 1))
+        of_input, *of_blocks = split_noise(noise, len(self.blocks) + 1)
         x = self.norm(item_embeddings + self.position_table[...][positions].astype(item_embeddings.dtype))
-        x = dropout(x, self.hidden_dropout, keys[0])
+        x = drop_in_rows(x, self.hidden_dropout, of_input)
         bias = attention_bias(segments)
-        for block, key in zip(self.blocks, keys[1:], strict=True):
+        for block, of_block in zip(self.blocks, of_blocks, strict=True):
             run = jax.checkpoint(block) if self.rematerialize else block
-            x = run(x, bias, key)
+            x = run(x, bias, of_block)
         return x
 
 
@@ -177,23 +177,47 @@ def items_read(items: jax.Array, positions: jax.Array, slots: jax.Array) -> tupl
     return items[row], inside & ~again[row]
 
 
-def _item_encoder(a: Architecture, vocab_sizes: Mapping[str, int], rngs: nnx.Rngs):
+def _item_encoder(a: Architecture, vocab_sizes: Mapping[str, int], table_axis: str | None, rngs: nnx.Rngs):
     texts = {name: size for name, size in vocab_sizes.items() if name != ITEM_ID}
+
+    def of_rows() -> IdItemEncoder:
+        return IdItemEncoder(vocab_sizes[ITEM_ID], a.hidden_size, a.id_dropout, table_axis, rngs=rngs)
+
     if a.item_encoder == "id":
-        return IdItemEncoder(vocab_sizes[ITEM_ID], a.hidden_size, a.id_dropout, rngs=rngs)
-    text = TextItemEncoder(texts, a.embedding_size or a.hidden_size, a.hidden_size, a.pooling, rngs=rngs)
-    if a.item_encoder == "text":
-        return text
-    return TextAndIdItemEncoder(text, IdItemEncoder(vocab_sizes[ITEM_ID], a.hidden_size, a.id_dropout, rngs=rngs))
+        return of_rows()
+    text = TextItemEncoder(texts, a.embedding_size or a.hidden_size, a.hidden_size, a.pooling, table_axis, rngs=rngs)
+    return text if a.item_encoder == "text" else TextAndIdItemEncoder(text, of_rows())
+
+
+def graph_of(
+    architecture: Architecture,
+    vocab_sizes: Mapping[str, int],
+    rematerialize: bool = False,
+    table_axis: str | None = None,
+) -> nnx.GraphDef:
+    """A recommender's graph definition, without parameters; see Recommender for the arguments."""
+    return nnx.graphdef(
+        nnx.eval_shape(lambda: Recommender(architecture, vocab_sizes, rematerialize, table_axis, rngs=nnx.Rngs(0)))
+    )
 
 
 def build(
-    architecture: Architecture, vocab_sizes: Mapping[str, int], seed: int, rematerialize: bool = False
+    architecture: Architecture,
+    vocab_sizes: Mapping[str, int],
+    seed: int,
+    shardings: Callable[[nnx.State], nnx.State] | None = None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
-    """A freshly initialised recommender, split into its graph definition and its parameter tree."""
+    """A freshly initialised recommender, split into its graph definition and its parameter tree.
 
-    def recommender() -> Recommender:
-        return Recommender(architecture, vocab_sizes, rematerialize, rngs=nnx.Rngs(seed))
+    Args:
+        architecture: the shape.
+        vocab_sizes: see Recommender.
+        seed: of the initialisation.
+        shardings: gives each parameter's, from the tree of shapes; None leaves all on the default device.
+    """
 
-    graph = nnx.graphdef(nnx.eval_shape(recommender))
-    return graph, jax.jit(lambda: nnx.state(recommender()))()
+    def init() -> nnx.State:
+        return nnx.state(Recommender(architecture, vocab_sizes, rngs=nnx.Rngs(seed)))
+
+    placed = None if shardings is None else shardings(jax.eval_shape(init))
+    return graph_of(architecture, vocab_sizes), jax.jit(init, out_shardings=placed)()

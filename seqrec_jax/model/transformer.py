@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from seqrec_jax.model.dropout import dropout
+from seqrec_jax.model.dropout import Noise, drop_in_rows, split_noise
 from seqrec_jax.model.initializers import layer_norm, linear
 
 MASKED = -10000.0
@@ -26,10 +26,6 @@ def attention_bias(segments: jax.Array) -> jax.Array:
     causal = jnp.tril(jnp.ones((length, length), bool))
     visible = causal & (segments[:, :, None] == segments[:, None, :])
     return jnp.where(visible, 0.0, MASKED)[:, None]
-
-
-def _split_key(key: jax.Array | None, n: int) -> list[jax.Array | None]:
-    return [None] * n if key is None else list(jax.random.split(key, n))
 
 
 class Attention(nnx.Module):
@@ -53,21 +49,21 @@ class Attention(nnx.Module):
         self.output = linear(hidden_size, hidden_size, rngs)
         self.norm = layer_norm(hidden_size, rngs)
 
-    def __call__(self, x: jax.Array, bias: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, bias: jax.Array, noise: Noise | None) -> jax.Array:
         """[rows, length, hidden], [rows, 1, length, length] -> [rows, length, hidden]."""
-        weights_key, output_key = _split_key(key, 2)
+        of_weights, of_output = split_noise(noise, 2)
         heads = (*x.shape[:-1], self.n_heads, x.shape[-1] // self.n_heads)
         q, k, v = (map_(x).reshape(heads) for map_ in (self.query, self.key, self.value))
-        if weights_key is None or self.attention_dropout == 0:
+        if of_weights is None or self.attention_dropout == 0:
             mixed = jax.nn.dot_product_attention(
                 q, k, v, bias=bias.astype(q.dtype), implementation=cast(Any, self.implementation)
             )
         else:  # JAX's own function drops no weights.
             logits = jnp.einsum("rqhd,rkhd->rhqk", q, k, preferred_element_type=bias.dtype)
-            weights = dropout(jax.nn.softmax(logits / heads[-1] ** 0.5 + bias), self.attention_dropout, weights_key)
+            weights = drop_in_rows(jax.nn.softmax(logits / heads[-1] ** 0.5 + bias), self.attention_dropout, of_weights)
             mixed = jnp.einsum("rhqk,rkhd->rqhd", weights.astype(v.dtype), v)
         mixed = mixed.reshape(x.shape)
-        return self.norm(x + dropout(self.output(mixed), self.hidden_dropout, output_key))
+        return self.norm(x + drop_in_rows(self.output(mixed), self.hidden_dropout, of_output))
 
 
 class FeedForward(nnx.Module):
@@ -79,10 +75,10 @@ class FeedForward(nnx.Module):
         self.output = linear(inner_size, hidden_size, rngs)
         self.norm = layer_norm(hidden_size, rngs)
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, noise: Noise | None) -> jax.Array:
         """[rows, length, hidden] -> [rows, length, hidden]."""
         inner = jax.nn.gelu(self.inner(x), approximate=False)
-        return self.norm(x + dropout(self.output(inner), self.hidden_dropout, key))
+        return self.norm(x + drop_in_rows(self.output(inner), self.hidden_dropout, noise))
 
 
 class Block(nnx.Module):
@@ -102,7 +98,7 @@ class Block(nnx.Module):
         self.attention = Attention(hidden_size, n_heads, hidden_dropout, attention_dropout, attention, rngs=rngs)
         self.feed_forward = FeedForward(hidden_size, inner_size, hidden_dropout, rngs=rngs)
 
-    def __call__(self, x: jax.Array, bias: jax.Array, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, bias: jax.Array, noise: Noise | None) -> jax.Array:
         """[rows, length, hidden], [rows, 1, length, length] -> [rows, length, hidden]."""
-        attention_key, feed_forward_key = _split_key(key, 2)
-        return self.feed_forward(self.attention(x, bias, attention_key), feed_forward_key)
+        of_attention, of_feed_forward = split_noise(noise, 2)
+        return self.feed_forward(self.attention(x, bias, of_attention), of_feed_forward)

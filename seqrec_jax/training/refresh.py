@@ -7,9 +7,9 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
+from seqrec_jax.devices import REPLICATED
 from seqrec_jax.evaluation.ranking import encode_catalog
 from seqrec_jax.losses.proposals.mixed import needs_embeddings
-from seqrec_jax.training.devices import REPLICATED
 from seqrec_jax.training.step import Catalog
 
 

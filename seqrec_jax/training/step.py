@@ -11,10 +11,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from seqrec_jax.data.batches import Batch
+from seqrec_jax.devices import AXES, REPLICATED, SPLIT, add_over_devices, shardings, specs
 from seqrec_jax.losses.loss import Loss
 from seqrec_jax.losses.negatives import AnyProposal, Keys, Predictions
 from seqrec_jax.losses.proposals.interface import Observed
-from seqrec_jax.training.devices import DATA_AXIS, REPLICATED, SPLIT
+from seqrec_jax.model.dropout import Noise
 
 ITEMS_PER_BLOCK = 1 << 14
 COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -39,11 +40,36 @@ class Catalog(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """What a step changes."""
+    """What a step changes.
+
+    Attributes:
+        params: of the recommender.
+        optimizer: its state.
+        step: how many were taken.
+        averaged: running average of the parameters; None where none is kept.
+    """
 
     params: nnx.State
     optimizer: optax.OptState
     step: jax.Array | np.ndarray | np.int32
+    averaged: nnx.State | None = None
+
+    @property
+    def best_params(self) -> nnx.State:
+        """What is evaluated and kept: the average where there is one."""
+        return self.params if self.averaged is None else self.averaged
+
+
+class Measures(NamedTuple):
+    """What a step tells: two numbers.
+
+    Attributes:
+        loss: mean over the batch's targets.
+        grad_norm: of the whole gradient, before clipping.
+    """
+
+    loss: jax.Array
+    grad_norm: jax.Array
 
 
 class Precision(NamedTuple):
@@ -127,7 +153,7 @@ def shard_loss(
     catalog: Catalog,
     batch: Batch,
     keys: Keys,
-    dropout_key: jax.Array | None,
+    noise: Noise | None,
     compute_dtype: str | None = None,
 ) -> jax.Array:
     """Sum of the losses of a device's share of the batch; computed in the parameters' own type unless one is given.
@@ -135,20 +161,20 @@ def shard_loss(
     Each distinct item of the share is encoded once, as input, as target and as negative.
     """
     model = nnx.merge(graph, params if compute_dtype is None else _cast(params, compute_dtype))
-    sequence_key, item_key = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+    of_sequences, of_items = (None, None) if noise is None else noise.split(2)
     items, slots, positions = jnp.asarray(batch.items), jnp.asarray(batch.slots), jnp.asarray(batch.positions)
     observed = Observed(items[batch.targets], slots, items[batch.inputs], positions)
     drawn = loss.draw(keys, observed, catalog.proposal)
 
     def encode(items: jax.Array) -> jax.Array:
         features = {name: jnp.asarray(values)[items] for name, values in catalog.features.items()}
-        embeddings = model.encode_items(features, item_key)
+        embeddings = model.encode_items(features, None if of_items is None else of_items.key)
         return embeddings if compute_dtype is None else embeddings.astype(compute_dtype)
 
     encoded = encode_once(encode, items, drawn, catalog.n_items, loss.whole_catalog)
     inputs, targets = encoded.of_batch[batch.inputs], encoded.of_batch[batch.targets]
     input_embeddings = encoded.embeddings[inputs]
-    hidden = model.encode_sequences(input_embeddings, batch.segments, batch.positions, sequence_key)
+    hidden = model.encode_sequences(input_embeddings, batch.segments, batch.positions, of_sequences)
     predictions = Predictions(
         observed=observed,
         hidden=hidden,
@@ -172,24 +198,24 @@ def make_loss_and_grads(
 
     Returns:
         f(params, catalog, batch, negatives_key, dropout_key or None). Each device differentiates its own
-        share of the mean; the shares and their gradients are then added over the devices, once.
+        share of the mean; the shares and their gradients are then added over the devices, once. Random numbers follow
+        the row of the batch and not the device, so that the devices' number changes nothing but rounding.
     """
     parts = precision.accumulation_steps
 
     def over_shard(params, catalog, batch, negatives_key, dropout_key):
-        shard = jax.lax.axis_index(DATA_AXIS)
-        weight = jnp.maximum(jax.lax.psum(batch.weights.sum(), DATA_AXIS), 1)
+        shard = jax.lax.axis_index(AXES)
+        weight = jnp.maximum(jax.lax.psum(batch.weights.sum(), AXES), 1)
 
         def of_part(part: jax.Array, batch: Batch) -> tuple[jax.Array, nnx.State]:
             common = jax.random.fold_in(negatives_key, part) if parts > 1 else negatives_key
-            place = shard * parts + part
-            own_dropout = None if dropout_key is None else jax.random.fold_in(dropout_key, place)
-            keys = Keys(common, jax.random.fold_in(negatives_key, place))
+            n_rows, length = batch.inputs.shape
+            rows = jnp.arange(n_rows) * mesh.size * parts + shard * parts + part  # as PackedBatches deals them
+            keys = Keys(common, rows[batch.slots // length] * length + batch.slots % length)
+            noise = None if dropout_key is None else Noise(dropout_key, rows.astype(jnp.uint32))
 
             def share(params):
-                return (
-                    shard_loss(graph, loss, params, catalog, batch, keys, own_dropout, precision.compute_dtype) / weight
-                )
+                return shard_loss(graph, loss, params, catalog, batch, keys, noise, precision.compute_dtype) / weight
 
             return jax.value_and_grad(share)(params)
 
@@ -203,10 +229,16 @@ def make_loss_and_grads(
                 return jax.tree.map(jnp.add, sums, of_part(*part)), None
 
             (total, grads), _ = jax.lax.scan(add, none, (jnp.arange(parts, dtype=jnp.int32), divided))
-        return jax.lax.psum((total, grads), DATA_AXIS)
+        return jax.lax.psum(total, AXES), add_over_devices(grads)
 
-    specs = (REPLICATED, REPLICATED, SPLIT, REPLICATED, REPLICATED)
-    return jax.shard_map(over_shard, mesh=mesh, in_specs=specs, out_specs=REPLICATED, check_vma=False)
+    def loss_and_grads(params, *rest):
+        of_params = specs(mesh, params)
+        in_specs = (of_params, REPLICATED, SPLIT, REPLICATED, REPLICATED)
+        return jax.shard_map(
+            over_shard, mesh=mesh, in_specs=in_specs, out_specs=(REPLICATED, of_params), check_vma=False
+        )(params, *rest)
+
+    return loss_and_grads
 
 
 def make_train_step(
@@ -216,8 +248,10 @@ def make_train_step(
     mesh: Mesh,
     seed: int,
     precision: Precision = FLOAT32,
+    ema_decay: float | None = None,
+    skip_nonfinite: bool = False,
 ) -> jax.stages.Wrapped:
-    """The jitted step: state, catalog, batch -> state, mean loss. The state's buffers are donated.
+    """The jitted step: state, catalog, batch -> state, Measures. The state's buffers are donated.
 
     Random keys derive from (seed, step) alone.
 
@@ -225,18 +259,31 @@ def make_train_step(
         graph: of the recommender.
         loss: of the targets; see `losses`.
         optimizer: from Optax.
-        mesh: with a `data` axis.
+        mesh: of devices.
         seed: of dropout and negatives.
         precision: of the computation, and in how many parts it is made.
+        ema_decay: of the running average of the parameters, less at the start (at most (1 + step) / (10 + step)); None
+            where none is kept.
+        skip_nonfinite: leave parameters and optimizer as they are where the loss or the gradient is not finite.
     """
     loss_and_grads = make_loss_and_grads(graph, loss, mesh, precision)
 
-    def step(state: TrainState, catalog: Catalog, batch: Batch) -> tuple[TrainState, jax.Array]:
+    def step(state: TrainState, catalog: Catalog, batch: Batch) -> tuple[TrainState, Measures]:
         negatives_key, dropout_key = jax.random.split(
             jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), state.step)
         )
         value, grads = loss_and_grads(state.params, catalog, batch, negatives_key, dropout_key)
+        norm = optax.global_norm(grads)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        return TrainState(optax.apply_updates(state.params, updates), optimizer_state, state.step + 1), value
+        kept = (optax.apply_updates(state.params, updates), optimizer_state)
+        if skip_nonfinite:
+            fine = jnp.isfinite(value) & jnp.isfinite(norm)
+            kept = jax.tree.map(lambda new, old: jnp.where(fine, new, old), kept, (state.params, state.optimizer))
+        params, averaged = kept[0], None
+        if ema_decay is not None:
+            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+            averaged = jax.tree.map(lambda mean, new: mean + (1 - decay) * (new - mean), state.averaged, params)
+        after = TrainState(params, kept[1], state.step + 1, averaged)
+        return jax.lax.with_sharding_constraint(after, shardings(mesh, after)), Measures(value, norm)
 
     return jax.jit(step, donate_argnums=0)

@@ -10,6 +10,7 @@ import numpy as np
 from seqrec_jax.data.split import TrainingLog
 from seqrec_jax.errors import InputError
 from seqrec_jax.losses.proposals.alias_table import alias_table
+from seqrec_jax.losses.proposals.draws import integers, split_keys, uniforms
 from seqrec_jax.losses.proposals.interface import Observed
 
 LEAST_Q = 1e-16
@@ -31,12 +32,12 @@ class CatalogProposal:
     alias: jax.Array | np.ndarray
     per_target: bool = dataclasses.field(default=False, metadata={"static": True})
 
-    def draw(self, key: jax.Array, observed: Observed, sets: int, n: int) -> jax.Array:
+    def draw(self, keys: jax.Array, observed: Observed, n: int) -> jax.Array:
         """See Proposal."""
         del observed
-        cell_key, side_key = jax.random.split(key)
-        cell = jax.random.randint(cell_key, (sets, n), 0, self.alias.shape[0])
-        side = jax.random.uniform(side_key, (sets, n))
+        cell_keys, side_keys = split_keys(keys, 2)
+        cell = integers(cell_keys, n, 0, self.alias.shape[0])
+        side = uniforms(side_keys, n)
         return jnp.where(side < jnp.asarray(self.threshold)[cell], cell + 1, jnp.asarray(self.alias)[cell])
 
     def log_q(self, observed: Observed, items: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ from seqrec_jax.data.split import TrainingLog
 from seqrec_jax.errors import InputError
 from seqrec_jax.losses.proposals.alias_table import alias_table
 from seqrec_jax.losses.proposals.by_count import LEAST_Q, CatalogProposal, popularity
+from seqrec_jax.losses.proposals.draws import integers, split_keys, uniforms
 from seqrec_jax.losses.proposals.interface import Observed
 
 ITEMS_PER_BLOCK = 1 << 15
@@ -82,20 +83,20 @@ class CoCounts:
         pairs = jnp.asarray(self.counts)[observed.inputs].sum(2)
         return row, first, last, jnp.pad(jnp.cumsum(pairs, 1), ((0, 0), (1, 0)))
 
-    def draw(self, key: jax.Array, observed: Observed, sets: int, n: int) -> jax.Array:
+    def draw(self, keys: jax.Array, observed: Observed, n: int) -> jax.Array:
         """See Proposal."""
         row, first, last, running = self._history(observed)
-        popular_key, mix_key, pair_key, cell_key, side_key = jax.random.split(key, 5)
-        popular = self.popular.draw(popular_key, observed, sets, n)
+        popular_keys, mix_keys, pair_keys, cell_keys, side_keys = split_keys(keys, 5)
+        popular = self.popular.draw(popular_keys, observed, n)
 
-        low, high = running[row, first][:, None], running[row, last + 1][:, None]
-        pair = jax.random.randint(pair_key, (sets, n), low, jnp.maximum(high, low + 1))
+        low, high = running[row, first], running[row, last + 1]
+        pair = integers(pair_keys, n, low, jnp.maximum(high, low + 1))
         column = jax.vmap(lambda sums, at: jnp.searchsorted(sums, at, side="right"))(running[row], pair) - 1
         item = observed.inputs[row[:, None], jnp.minimum(column, observed.inputs.shape[1] - 1)]
-        cell = jax.random.randint(cell_key, (sets, n), 0, self.neighbours.shape[1])
-        side = jax.random.uniform(side_key, (sets, n))
+        cell = integers(cell_keys, n, 0, self.neighbours.shape[1])
+        side = uniforms(side_keys, n)
         cell = jnp.where(side < jnp.asarray(self.threshold)[item, cell], cell, jnp.asarray(self.alias)[item, cell])
-        mixed = (jax.random.uniform(mix_key, (sets, n)) < self.mixing_factor) & (high > low)
+        mixed = (uniforms(mix_keys, n) < self.mixing_factor) & (high > low)[:, None]
         return jnp.where(mixed, jnp.asarray(self.neighbours)[item, cell], popular)
 
     def log_q(self, observed: Observed, items: jax.Array) -> jax.Array:

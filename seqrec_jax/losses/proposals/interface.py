@@ -31,8 +31,8 @@ class Proposal(Protocol):
 
     per_target: bool
 
-    def draw(self, key: jax.Array, observed: Observed, sets: int, n: int) -> jax.Array:
-        """Draws with replacement: [sets, n] int32; `sets` is the number of targets, or 1 unless q is per target."""
+    def draw(self, keys: jax.Array, observed: Observed, n: int) -> jax.Array:
+        """Draws with replacement: [sets, n] int32, for [sets] keys: one a target, or one unless q is per target."""
         ...
 
     def log_q(self, observed: Observed, items: jax.Array) -> jax.Array:

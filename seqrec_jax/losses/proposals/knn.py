@@ -12,6 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 from seqrec_jax.data.split import TrainingLog
 from seqrec_jax.errors import InputError
 from seqrec_jax.losses.proposals.by_count import LEAST_Q, CatalogProposal, popularity
+from seqrec_jax.losses.proposals.draws import integers, split_keys, uniforms
 from seqrec_jax.losses.proposals.interface import Observed
 
 QUERIES_PER_BLOCK = 512
@@ -78,26 +79,26 @@ class NearestNeighbours:
         Args:
             key: of the candidates.
             embeddings: [n_items + 1, hidden], on every device.
-            mesh: its first axis divides the items.
+            mesh: of devices, which share the items.
         """
         n_items = embeddings.shape[0] - 1
         candidates = jnp.arange(1, n_items + 1, dtype=jnp.int32)
         if self.candidates is not None and self.candidates < n_items:
             candidates = jax.random.choice(key, candidates, (self.candidates,), replace=False)
         search = functools.partial(nearest, k=self.pools.shape[1], skip=self.discard)
-        whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names[0])
+        whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names)
         search = jax.shard_map(search, mesh=mesh, in_specs=(whole, split, whole), out_specs=split, check_vma=False)
         items = jnp.arange(n_items + 1, dtype=jnp.int32)
         queries = jnp.pad(items, (0, -len(items) % (QUERIES_PER_BLOCK * mesh.size)))
         return dataclasses.replace(self, pools=search(embeddings, queries, candidates)[: n_items + 1])
 
-    def draw(self, key: jax.Array, observed: Observed, sets: int, n: int) -> jax.Array:
+    def draw(self, keys: jax.Array, observed: Observed, n: int) -> jax.Array:
         """See Proposal."""
-        popular_key, mix_key, cell_key = jax.random.split(key, 3)
-        popular = self.popular.draw(popular_key, observed, sets, n)
-        cell = jax.random.randint(cell_key, (sets, n), 0, self.pools.shape[1])
+        popular_keys, mix_keys, cell_keys = split_keys(keys, 3)
+        popular = self.popular.draw(popular_keys, observed, n)
+        cell = integers(cell_keys, n, 0, self.pools.shape[1])
         hard = jnp.asarray(self.pools)[observed.targets[:, None], cell]
-        mixed = (jax.random.uniform(mix_key, (sets, n)) >= self.random_fraction) & (hard > 0)
+        mixed = (uniforms(mix_keys, n) >= self.random_fraction) & (hard > 0)
         return jnp.where(mixed, hard, popular)
 
     def log_q(self, observed: Observed, items: jax.Array) -> jax.Array:

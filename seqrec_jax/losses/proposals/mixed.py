@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from seqrec_jax.data.split import TrainingLog
 from seqrec_jax.errors import InputError
 from seqrec_jax.losses.proposals.by_count import LEAST_Q
+from seqrec_jax.losses.proposals.draws import split_keys
 from seqrec_jax.losses.proposals.interface import Observed, Proposal
 
 
@@ -39,10 +40,11 @@ class Mixed:
     shares: tuple[float, ...] = dataclasses.field(metadata={"static": True})
     per_target: bool = dataclasses.field(metadata={"static": True})
 
-    def draw(self, key: jax.Array, observed: Observed, sets: int, n: int) -> jax.Array:
+    def draw(self, keys: jax.Array, observed: Observed, n: int) -> jax.Array:
         """See Proposal."""
-        keys, sizes = jax.random.split(key, len(self.parts)), split_draws(n, self.shares)
-        drawn = [part.draw(key, observed, sets, size) for part, key, size in zip(self.parts, keys, sizes, strict=True)]
+        sizes = split_draws(n, self.shares)
+        of_parts = split_keys(keys, len(self.parts))
+        drawn = [part.draw(own, observed, size) for part, own, size in zip(self.parts, of_parts, sizes, strict=True)]
         return jnp.concatenate(drawn, 1)
 
     def log_q(self, observed: Observed, items: jax.Array) -> jax.Array:
