@@ -1,84 +1,70 @@
-"""The one-cycle schedule and the optimizers that follow it."""
+"""Optimizers by Optax, each following a schedule: what is clipped, what decays, how fast each part learns."""
 
+import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
 import gin
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from seqrec_jax.errors import InputError
+from seqrec_jax.training.schedules import Schedule
 
-
-class Schedule(NamedTuple):
-    """Values for every step of a run, made in double precision before it starts.
-
-    Attributes:
-        learning_rate: [steps] float64.
-        b1: [steps] float64, Adam's first decay rate.
-    """
-
-    learning_rate: np.ndarray
-    b1: np.ndarray
-
-
-def _one_cycle_curve(total_steps: int, start: float, peak: float, end: float, rise: float) -> np.ndarray:
-    """Cosine from start to peak over `rise` of the steps, then to end: [total_steps] float64."""
-    last = total_steps - 1
-    top = max(rise * total_steps - 1, 1e-9)
-    step = np.arange(total_steps, dtype=np.float64)
-
-    def anneal(first, second, share):
-        return second + (first - second) / 2 * (1 + np.cos(np.pi * share))
-
-    falling = np.clip((step - top) / max(last - top, 1e-9), 0, 1)
-    return np.where(step <= top, anneal(start, peak, step / top), anneal(peak, end, falling))
+Names = Callable[[str], bool]
+Rates = Callable[[str, int], float]
 
 
 @gin.configurable
-def one_cycle(
-    total_steps: int,
-    learning_rate: float = 1e-4,
-    rise: float = 0.3,
-    div_factor: float = 25.0,
-    final_div_factor: float = 0.1,
-    b1_high: float = 0.95,
-    b1_low: float = 0.85,
-) -> Schedule:
-    """PyTorch's OneCycleLR with cosine annealing (Smith and Topin, arXiv 1708.07120), Adam's b1 cycling against it.
+def every_parameter(name: str) -> bool:
+    """Weight decay for all."""
+    del name
+    return True
 
-    Optax's cosine_onecycle_schedule puts the peak a step later and keeps b1 fixed, so it is not the reference's.
+
+@gin.configurable
+def matrices(name: str) -> bool:
+    """Weight decay for the linear maps and the tables, not for biases, norms and the repeat offset."""
+    return "kernel" in name or "table" in name
+
+
+@gin.configurable
+def layerwise(name: str, n_layers: int, encoder: float = 0.1, positions: float = 0.1, norm: float = 0.1) -> float:
+    """What share of the learning rate a parameter gets: block i of n learns at (i + 1) / n of it (DESIGN section 7).
 
     Args:
-        total_steps: of the run.
-        learning_rate: the peak.
-        rise: share of the steps until the peak.
-        div_factor: the run starts at learning_rate / div_factor.
-        final_div_factor: and ends at that divided by final_div_factor (0.1: at ten times the start).
-        b1_high: Adam's b1 at the start and the end.
-        b1_low: Adam's b1 at the peak.
+        name: of the parameter, such as `blocks/0/attention/query/kernel`.
+        n_layers: blocks of the model.
+        encoder: share of the item encoder.
+        positions: share of the position table.
+        norm: share of the first norm.
     """
-    start = learning_rate / div_factor
-    return Schedule(
-        _one_cycle_curve(total_steps, start, learning_rate, start / final_div_factor, rise),
-        _one_cycle_curve(total_steps, b1_high, b1_low, b1_high, rise),
-    )
+    if block := re.match(r"blocks/(\d+)/", name):
+        return (int(block[1]) + 1) / n_layers
+    for start, share in (("item_encoder/", encoder), ("position_table", positions), ("norm/", norm)):
+        if name.startswith(start):
+            return share
+    return 1.0
 
 
-@gin.configurable
-def constant(total_steps: int, learning_rate: float = 1e-3, b1: float = 0.9) -> Schedule:
-    """The same learning rate and b1 at every step."""
-    return Schedule(np.full(total_steps, learning_rate), np.full(total_steps, b1))
+def _by_name(function: Callable[[str], Any]) -> Callable[[Any], Any]:
+    """f(params) -> a tree of function(name)."""
+
+    def of_tree(params: Any) -> Any:
+        def of_leaf(path: tuple, leaf: Any) -> Any:
+            del leaf
+            return function(jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value"))
+
+        return jax.tree_util.tree_map_with_path(of_leaf, params)
+
+    return of_tree
 
 
 def _at_step(values: np.ndarray) -> Callable:
     table = np.asarray(values, np.float32)
     return lambda count: jnp.asarray(table)[jnp.minimum(count, len(table) - 1)]
-
-
-def _scale_by_adam(schedule: Schedule, b2: float) -> optax.GradientTransformation:
-    return optax.inject_hyperparams(lambda b1: optax.scale_by_adam(b1=b1, b2=b2))(b1=_at_step(schedule.b1))
 
 
 def _clip(max_grad_norm: float | None) -> optax.GradientTransformation:
@@ -87,9 +73,52 @@ def _clip(max_grad_norm: float | None) -> optax.GradientTransformation:
     return optax.identity() if max_grad_norm is None else optax.clip_by_global_norm(max_grad_norm)
 
 
+def _scale_by_group(rates: Rates | None) -> optax.GradientTransformation:
+    """Each update times its parameter's share of the learning rate."""
+    if rates is None:
+        return optax.identity()
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        names: list[str] = []
+        _by_name(names.append)(updates)
+        n_layers = len({match[1] for name in names if (match := re.match(r"blocks/(\d+)/", name))})
+        shares = _by_name(lambda name: rates(name, n_layers))(updates)
+        return jax.tree.map(lambda value, share: value * share, updates, shares), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
+def _scale_by_adam(schedule: Schedule, b2: float) -> optax.GradientTransformation:
+    return optax.inject_hyperparams(lambda b1: optax.scale_by_adam(b1=b1, b2=b2))(b1=_at_step(schedule.b1))
+
+
+def _decoupled(
+    schedule: Schedule,
+    scale: optax.GradientTransformation,
+    weight_decay: float,
+    max_grad_norm: float | None,
+    decayed: Names,
+    rates: Rates | None,
+) -> optax.GradientTransformation:
+    """An optimizer whose weight decay stays out of its moments, and is times the learning rate of the step."""
+    return optax.chain(
+        _clip(max_grad_norm),
+        scale,
+        optax.add_decayed_weights(weight_decay, mask=_by_name(decayed)),
+        _scale_by_group(rates),
+        optax.scale_by_learning_rate(_at_step(schedule.learning_rate)),
+    )
+
+
 @gin.configurable
 def adam(
-    schedule: Schedule, b2: float = 0.999, weight_decay: float = 1e-5, max_grad_norm: float | None = None
+    schedule: Schedule,
+    b2: float = 0.999,
+    weight_decay: float = 1e-5,
+    max_grad_norm: float | None = None,
+    decayed: Names = every_parameter,
+    rates: Rates | None = None,
 ) -> optax.GradientTransformation:
     """Adam with L2 coupled into the gradient, as PyTorch's Adam(weight_decay=...) has it; the reference's optimizer.
 
@@ -98,23 +127,76 @@ def adam(
         b2: second decay rate.
         weight_decay: times the parameters is added to the gradient.
         max_grad_norm: clips the gradient's global norm; None as in the reference's trainer.
+        decayed: which parameters decay, `every_parameter` or `matrices`.
+        rates: each parameter's share of the learning rate, such as `layerwise`; None for all of it.
     """
     return optax.chain(
         _clip(max_grad_norm),
-        optax.add_decayed_weights(weight_decay),
+        optax.add_decayed_weights(weight_decay, mask=_by_name(decayed)),
         _scale_by_adam(schedule, b2),
+        _scale_by_group(rates),
         optax.scale_by_learning_rate(_at_step(schedule.learning_rate)),
     )
 
 
 @gin.configurable
 def adamw(
-    schedule: Schedule, b2: float = 0.95, weight_decay: float = 0.01, max_grad_norm: float | None = None
+    schedule: Schedule,
+    b2: float = 0.95,
+    weight_decay: float = 0.01,
+    max_grad_norm: float | None = None,
+    decayed: Names = every_parameter,
+    rates: Rates | None = None,
 ) -> optax.GradientTransformation:
-    """AdamW (Loshchilov and Hutter, arXiv 1711.05101); weight_decay is times the learning rate of the step."""
-    return optax.chain(
-        _clip(max_grad_norm),
-        _scale_by_adam(schedule, b2),
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_learning_rate(_at_step(schedule.learning_rate)),
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101); weight_decay is times the learning rate of the step.
+
+    See adam for the arguments.
+    """
+    return _decoupled(schedule, _scale_by_adam(schedule, b2), weight_decay, max_grad_norm, decayed, rates)
+
+
+@gin.configurable
+def lion(
+    schedule: Schedule,
+    b2: float = 0.99,
+    weight_decay: float = 0.1,
+    max_grad_norm: float | None = None,
+    decayed: Names = every_parameter,
+    rates: Rates | None = None,
+) -> optax.GradientTransformation:
+    """Lion (Chen et al., arXiv 2302.06675): half of Adam's state; wants a third to a tenth of its learning rate.
+
+    See adam for the arguments; weight_decay is times the learning rate of the step.
+    """
+    scale = optax.inject_hyperparams(lambda b1: optax.scale_by_lion(b1=b1, b2=b2))(b1=_at_step(schedule.b1))
+    return _decoupled(schedule, scale, weight_decay, max_grad_norm, decayed, rates)
+
+
+@gin.configurable
+def adafactor(
+    schedule: Schedule,
+    decay_rate: float = 0.8,
+    weight_decay: float = 0.0,
+    max_grad_norm: float | None = None,
+    decayed: Names = every_parameter,
+    rates: Rates | None = None,
+) -> optax.GradientTransformation:
+    """Adafactor (Shazeer and Stern, arXiv 1804.04235): a row and a column of second moments for each large matrix.
+
+    Learning rates are relative to each parameter's own size, as in the paper. See adam for the other arguments;
+    weight_decay is times the learning rate of the step.
+
+    Args:
+        schedule: learning rate of every step; its b1 is not used.
+        decay_rate: exponent of the second moments' decay.
+        weight_decay: see adamw.
+        max_grad_norm: see adam.
+        decayed: see adam.
+        rates: see adam.
+    """
+    scale = optax.chain(
+        optax.scale_by_factored_rms(decay_rate=decay_rate),
+        optax.clip_by_block_rms(1.0),
+        optax.scale_by_param_block_rms(),
     )
+    return _decoupled(schedule, scale, weight_decay, max_grad_norm, decayed, rates)
