@@ -20,15 +20,16 @@ import numpy as np
 from seqrec_jax.data import packing
 from seqrec_jax.data.batches import PackedBatches, prefetch
 from seqrec_jax.data.split import Split, Targets, TrainingLog
+from seqrec_jax.devices import device_mesh, replicate, split_rows
 from seqrec_jax.host_memory import keep_freed_memory
 from seqrec_jax.losses.negatives import AnyProposal, local
 from seqrec_jax.losses.proposals.by_count import popularity
 from seqrec_jax.losses.proposals.knn import knn
 from seqrec_jax.losses.sampled_softmax import sampled_softmax
 from seqrec_jax.model.recommender import Architecture, build
-from seqrec_jax.training.devices import data_mesh, replicate, split_rows
-from seqrec_jax.training.optimizer import adam, constant
+from seqrec_jax.training.optimizer import adam
 from seqrec_jax.training.refresh import make_refresh
+from seqrec_jax.training.schedules import constant
 from seqrec_jax.training.step import Catalog, TrainState, make_train_step
 
 VOCABULARY, TITLE, LENGTH, USERS = 30_000, 24, 50, 20_000
@@ -49,7 +50,7 @@ def measure(proposal: str, args: argparse.Namespace, results: multiprocessing.Qu
     tokens, items, offsets = made_up(args.items)
     lengths, none = np.diff(offsets), Targets(np.zeros(0, np.int64), np.zeros(0, np.int64))
     windows = packing.all_positions(offsets, Split(lengths, none, none), LENGTH)
-    mesh, rows = data_mesh(), args.batch // LENGTH
+    mesh, rows = device_mesh(), args.batch // LENGTH
     layout = packing.pack(windows.lengths, args.batch // rows)
     batches = PackedBatches(items.__getitem__, windows, layout, rows=rows, shards=mesh.size, seed=0)
     log = TrainingLog(np.bincount(items, minlength=args.items + 1), lambda: iter(()))
@@ -76,8 +77,8 @@ def measure(proposal: str, args: argparse.Namespace, results: multiprocessing.Qu
         steps = range(epoch * args.steps, (epoch + 1) * args.steps)
         for batch in prefetch(lambda index: split_rows(mesh, batches.batch(index)), steps):
             started = time.perf_counter()
-            state, loss = step(state, catalog, batch)
-            jax.block_until_ready(loss)
+            state, measures = step(state, catalog, batch)
+            jax.block_until_ready(measures)
             times.append(time.perf_counter() - started)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
     seconds = statistics.median(times[1:])  # the first compiles
@@ -90,7 +91,7 @@ def measure(proposal: str, args: argparse.Namespace, results: multiprocessing.Qu
             "table_seconds": table_seconds,
             "refresh_seconds": refresh_seconds,
             "peak_gb": peak,
-            "loss": float(loss),
+            "loss": float(measures.loss),
         }
     )
 

@@ -18,12 +18,12 @@ from mlflow import MlflowClient
 
 from seqrec_jax.data.split import leave_one_out
 from seqrec_jax.data.store import open_dataset
+from seqrec_jax.devices import device_mesh, replicate
 from seqrec_jax.evaluation.metrics import per_user
 from seqrec_jax.evaluation.ranking import Ranking, TargetRanker
 from seqrec_jax.host_memory import keep_freed_memory
 from seqrec_jax.tasks.pretrain import pretrain
 from seqrec_jax.tasks.restored import open_checkpoint
-from seqrec_jax.training.devices import data_mesh, replicate
 
 METRIC, K = "ndcg_at_10", 10
 RESAMPLES = 10_000
@@ -72,7 +72,7 @@ def train(dataset: str, folder: Path, positions: str, seed: int, args: argparse.
     targets_per_epoch = results["train"]["targets"] // args.epochs
 
     restored, data, tokens = open_checkpoint(run_dir, dataset)
-    mesh = data_mesh()
+    mesh = device_mesh()
     max_length = restored.record.architecture.max_length
     ranker = TargetRanker(restored.graph, data, leave_one_out(data).valid, Ranking(), max_length, mesh)
     ranks = ranker.ranks(replicate(mesh, restored.params), replicate(mesh, tokens))

@@ -27,16 +27,18 @@ from flax import nnx
 from seqrec_jax.data.batches import prefetch
 from seqrec_jax.data.split import leave_one_out, training_log
 from seqrec_jax.data.store import Dataset, open_dataset
+from seqrec_jax.devices import device_mesh, replicate, split_rows
 from seqrec_jax.host_memory import keep_freed_memory
 from seqrec_jax.losses.negatives import Keys, Predictions, local, shared
 from seqrec_jax.losses.proposals.by_count import popularity
 from seqrec_jax.losses.proposals.interface import Observed
 from seqrec_jax.losses.sampled_softmax import sampled_softmax
-from seqrec_jax.model.recommender import Architecture, build
+from seqrec_jax.model.dropout import Noise
+from seqrec_jax.model.recommender import Architecture, build, graph_of
 from seqrec_jax.tasks.training_data import item_features, model_record, training_batches
-from seqrec_jax.training import flops
-from seqrec_jax.training.devices import data_mesh, replicate, split_rows
-from seqrec_jax.training.optimizer import adam, constant
+from seqrec_jax.training.costs import compiled_bytes, compiled_flops, matmul_peak
+from seqrec_jax.training.optimizer import adam
+from seqrec_jax.training.schedules import constant
 from seqrec_jax.training.step import Catalog, Precision, TrainState, make_train_step
 
 NEGATIVES = {"local": local, "shared": shared}
@@ -54,7 +56,7 @@ class Scheme:
 
     def __init__(self, dataset: Dataset, positions: str, batch: int, shape: str, args: argparse.Namespace):
         layers, hidden, inner, embedding, self.n_negatives = SHAPES[shape]
-        self.mesh, split = data_mesh(), leave_one_out(dataset)
+        self.mesh, split = device_mesh(), leave_one_out(dataset)
         architecture = Architecture(
             n_layers=layers,
             n_heads=4 if hidden > 64 else 2,
@@ -76,7 +78,8 @@ class Scheme:
         features = item_features(dataset, architecture)
         self.catalog = replicate(self.mesh, Catalog(features, popularity(training_log(dataset, split))))
         record = model_record(dataset, architecture, features)
-        self.graph, params = build(architecture, record.vocab_sizes, 0, args.rematerialize)
+        _, params = build(architecture, record.vocab_sizes, 0)
+        self.graph = graph_of(architecture, record.vocab_sizes, args.rematerialize)
         self.n_params = sum(array.size for array in jax.tree.leaves(params))
         self.optimizer = adam(constant(1 << 20))
         self.state = replicate(self.mesh, TrainState(params, self.optimizer.init(params), np.int32(0)))
@@ -101,24 +104,23 @@ class Scheme:
     @property
     def memory_gb(self) -> float:
         """Arguments, results and temporary buffers of a step, as the compiler plans them."""
-        plan = self.step.memory_analysis()
-        held = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
-        return (held + plan.temp_size_in_bytes) / 1e9
+        return compiled_bytes(self.step) / 1e9
 
     def run(self, seconds: float) -> float:
         """Trains for about that long, the next batches made in the background; returns seconds a step."""
         n_steps = max(1, round(seconds / self.step_seconds)) if seconds else 1
         started = time.perf_counter()
         for batch in prefetch(self._batch, range(self.next, self.next + n_steps)):
-            self.state, loss = self.step(self.state, self.catalog, batch)
-        jax.block_until_ready(loss)
+            self.state, measures = self.step(self.state, self.catalog, batch)
+        jax.block_until_ready(measures)
         self.next += n_steps
         return (time.perf_counter() - started) / n_steps
 
     def parts(self) -> dict[str, float]:
         """Share of the step's time that each part takes, each timed alone, with its gradient."""
         batch, params = jax.tree.map(jnp.asarray, self.batches.batch(0)), self.state.params
-        key, keys = jax.random.key(0), Keys(jax.random.key(1), jax.random.key(2))
+        noise = Noise(jax.random.key(0), jnp.arange(len(batch.inputs), dtype=jnp.uint32))
+        keys = Keys(jax.random.key(1), jnp.arange(len(batch.targets)))
         observed = Observed(batch.items[batch.targets], batch.slots, batch.items[batch.inputs], batch.positions)
         drawn = self.loss.draw(keys, observed, self.catalog.proposal)
 
@@ -131,7 +133,7 @@ class Scheme:
 
         def sequences(params, embeddings):
             model = nnx.merge(self.graph, params)
-            return model.encode_sequences(embeddings[batch.inputs], batch.segments, batch.positions, key)
+            return model.encode_sequences(embeddings[batch.inputs], batch.segments, batch.positions, noise)
 
         def losses(hidden, embeddings):
             shared_rows = len(batch.items) + jnp.arange(drawn.size)[None]
@@ -177,13 +179,6 @@ def _seconds(function: Callable, *arguments) -> float:
     return statistics.median(times)
 
 
-def matmul_peak(dtype: str) -> float:
-    """Floating-point operations a second of a large matrix product."""
-    size = 2048 if jax.default_backend() == "cpu" else 16384
-    square = jnp.ones((size, size), dtype)
-    return 2 * size**3 / min(_seconds(lambda a: a @ a, square) for _ in range(3))
-
-
 def measure(shape: str, positions: str, args: argparse.Namespace) -> dict:
     """What a scheme takes at a shape, in this process."""
     keep_freed_memory()
@@ -198,7 +193,7 @@ def measure(shape: str, positions: str, args: argparse.Namespace) -> dict:
         "targets_per_second": scheme.targets_per_step / step,
         "step_ms": 1e3 * step,
         "memory_gb": scheme.memory_gb,
-        "flops_per_target": flops.compiled_flops(scheme.step) / scheme.targets_per_step,
+        "flops_per_target": compiled_flops(scheme.step) / scheme.targets_per_step,
         "compile_seconds": scheme.compile_seconds,
         "fill": scheme.batches.packing.fill,
         "parts": scheme.parts() if positions == "all" else None,

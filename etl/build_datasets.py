@@ -13,10 +13,11 @@ from etl.raw.download import download
 from etl.raw.interaction_files import InteractionFiles
 from etl.raw.item_files import ItemFiles
 from etl.running.report import StepReport, print_report, write_report
-from etl.running.workers import PeakMemory, affordable_processes, memory_bytes, open_executor
+from etl.running.workers import PeakMemory, affordable_processes, open_executor
 from etl.running.workspace import Workspace, open_workspace
 from etl.steps import STEPS, Build
 from seqrec_jax.errors import InputError
+from seqrec_jax.host_memory import memory_bytes
 
 _ITEM_TABLE_SHARE = {True: 50, False: 250}
 """Bytes of an item file, by whether it is compressed, for one byte of the table of ids: 16 for an item of 4 KB."""

@@ -14,7 +14,7 @@ from typing import Any
 import gin
 from absl import app, flags, logging
 
-from seqrec_jax.errors import InputError
+from seqrec_jax.errors import InputError, Interrupted
 
 _GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "Gin file that names the task; repeatable, later ones win.")
 _GIN_BINDINGS = flags.DEFINE_multi_string("gin_bindings", [], "Gin binding that overrides the files; repeatable.")
@@ -72,7 +72,7 @@ def _fits(value: Any, hint: Any) -> bool:
     kind, members = typing.get_origin(hint) or hint, typing.get_args(hint)
     if isinstance(hint, types.UnionType):
         return any(_fits(value, member) for member in members)
-    if isinstance(value, gin.config.ConfigurableReference) or not isinstance(kind, type):
+    if hint is Any or isinstance(value, gin.config.ConfigurableReference) or not isinstance(kind, type):
         return True
     if kind in (tuple, Sequence):
         return isinstance(value, tuple | list) and all(_fits(element, members[0]) for element in value)
@@ -130,14 +130,24 @@ def configure(gin_files: list[str], gin_bindings: list[str]) -> None:
 
 
 def _is_ours_or_an_error(record: std_logging.LogRecord) -> bool:
-    """Keeps the log to what a user acts on: libraries' notes are left out, their errors kept."""
-    return record.levelno >= std_logging.ERROR or any(
-        Path(record.pathname).resolve().is_relative_to(folder) for folder in _OUR_FOLDERS
-    )
+    """Keeps the log to what a user acts on: libraries' notes are left out, their errors kept, but Orbax's, which it
+    raises as well."""
+    path = Path(record.pathname).resolve()
+    if any(path.is_relative_to(folder) for folder in _OUR_FOLDERS):
+        return True
+    return record.levelno >= std_logging.ERROR and "orbax" not in path.parts
+
+
+def _first_line(error: Exception) -> str:
+    """A message without what Gin appends to it: which configurables were being called."""
+    return str(error).split("\n")[0]
 
 
 def launch(run: Callable[[], None]) -> None:
-    """Parses flags, configures Gin and calls `run`; bad input ends in one line and exit status 2."""
+    """Parses flags, configures Gin and calls `run`; bad input ends in one line and exit status 2.
+
+    A run that was asked to stop ends with its own status.
+    """
 
     def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.INFO)
@@ -149,9 +159,11 @@ def launch(run: Callable[[], None]) -> None:
             configure(_GIN_FILE.value, _GIN_BINDINGS.value)
             run()
         except InputError as error:
-            first_line = str(error).split("\n")[0]  # Gin appends which configurables were being called.
-            print(f"error: {first_line}", file=sys.stderr)
+            print(f"error: {_first_line(error)}", file=sys.stderr)
             sys.exit(2)
+        except Interrupted as stopped:
+            print(_first_line(stopped), file=sys.stderr)
+            sys.exit(stopped.status)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)

@@ -1,5 +1,6 @@
 """Fixtures: a tiny shop as atomic files and as a dataset, and four simulated devices."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,16 @@ from seqrec_jax.data.store import Dataset, open_dataset
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 jax.config.update("jax_num_cpu_devices", 4)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def compilation_cache(tmp_path_factory):
+    """What one test has compiled, others need not compile again, in this process or in their own."""
+    folder = str(tmp_path_factory.mktemp("compiled"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
 @pytest.fixture(autouse=True)

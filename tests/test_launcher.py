@@ -79,6 +79,7 @@ def test_an_included_file_that_is_missing_is_named(tmp_path):
 
 
 VALUES = {name: f"{name}='x'" for name in ("DATASET", "RUN_DIR", "CHECKPOINT", "SOURCE", "OUTPUT")}
+VALUES["SPACE"] = "SPACE={'Architecture.n_layers': [1, 2]}"
 
 
 @pytest.mark.parametrize("name", available_gin_files())

@@ -1,5 +1,6 @@
 """A whole run on the tiny shop: results, checkpoint, evaluation, recommendations, MLflow, and what is refused."""
 
+import hashlib
 import json
 import shutil
 import sqlite3
@@ -63,13 +64,17 @@ def test_results_hold_what_is_promised_and_beat_popularity(finished):
     assert stored == results
     names = {f"{metric}_at_{k}" for metric in METRICS for k in (5, 10, 20)}
     assert set(stored["valid"]) == set(stored["test"]) == set(stored["baselines"]["popularity"]) == names
-    assert set(stored["train"]) == {"seconds", "steps", "targets", "targets_per_second", "best_step"}
+    assert set(stored["train"]) == {
+        "seconds", "steps", "targets", "targets_per_second", "best_step", "skipped_steps", "seconds_waiting_for_data",
+        "seconds_waiting_for_checkpoints",
+    }  # fmt: skip
     assert stored["dataset"] == {"n_users": 300, "n_items": 200, "n_inters": stored["dataset"]["n_inters"]}
     assert len(stored["params_sha256"]) == 64
     assert stored["test"]["ndcg_at_10"] > 2 * stored["baselines"]["popularity"]["ndcg_at_10"]
     assert "Architecture.hidden_size = 32" in (folder / "config.gin").read_text()
-    assert [path.name for path in (folder / "checkpoints").iterdir()] == [str(stored["train"]["best_step"] // (
-        stored["train"]["steps"] // 12))]  # fmt: skip
+    kept = {int(path.name) for path in (folder / "checkpoints").iterdir()}
+    steps = stored["train"]["steps"]
+    assert kept == {steps * 8 // 12, steps, stored["train"]["best_step"]}
 
 
 def test_evaluating_the_checkpoint_gives_the_same_figures(finished, shop_folder, tmp_path):
@@ -227,7 +232,13 @@ def test_a_loss_that_is_not_finite_names_the_step(shop_folder, tmp_path):
 
 def test_a_folder_that_holds_a_run_is_not_overwritten_unasked(finished, shop_folder):
     folder, results = finished
-    with pytest.raises(InputError, match=r"holds a run already; bind another RUN_DIR, or pretrain.overwrite = True"):
+    assert run(shop_folder, folder) == results
+    gin.parse_config("one_cycle.learning_rate = 1e-3\nArchitecture.n_layers = 2")
+    with pytest.raises(
+        InputError,
+        match=r"run: holds a run of another configuration, Architecture.n_layers = 1 \(now 2\), "
+        r"one_cycle.learning_rate = 0.005 \(now 0.001\); bind another RUN_DIR, or pretrain.overwrite = True",
+    ):
         run(shop_folder, folder)
     assert json.loads((folder / "results.json").read_text()) == results
 
@@ -257,7 +268,7 @@ def copied(finished, tmp_path):
 
 
 def checkpoint_folder(run_dir):
-    return next((run_dir / checkpoint.CHECKPOINTS).iterdir())
+    return run_dir / checkpoint.CHECKPOINTS / str(checkpoint.best_step(run_dir))
 
 
 def test_a_dataset_of_another_tokenizer_is_refused(copied, shop_files, tmp_path):
@@ -273,6 +284,9 @@ def test_a_checkpoint_of_another_shape_is_refused(copied, shop_folder):
     record = json.loads(path.read_text())
     record["architecture"]["inner_size"] = 48
     path.write_text(json.dumps(record))
+    sums = path.parent.parent / checkpoint.CHECKSUMS
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    sums.write_text(json.dumps(json.loads(sums.read_text()) | {"model/metadata": digest}))
     with pytest.raises(InputError, match=r"parameter blocks/0/feed_forward/inner/bias has shape \(64,\).*\(48,\)"):
         evaluate(checkpoint=str(copied), dataset=str(shop_folder))
 
@@ -281,9 +295,10 @@ def test_missing_and_damaged_checkpoints_are_refused(copied, shop_folder, tmp_pa
     with pytest.raises(InputError, match="holds no checkpoints folder"):
         evaluate(checkpoint=str(tmp_path), dataset=str(shop_folder))
     shutil.rmtree(checkpoint_folder(copied) / "params")
-    with pytest.raises(InputError, match="the checkpoint is damaged"):
+    with pytest.raises(InputError, match=r"the checkpoint is damaged \(params/.* is missing\); move the folder away"):
         evaluate(checkpoint=str(copied), dataset=str(shop_folder))
-    shutil.rmtree(checkpoint_folder(copied))
+    shutil.rmtree(copied / checkpoint.CHECKPOINTS)
+    (copied / checkpoint.CHECKPOINTS).mkdir()
     with pytest.raises(InputError, match="holds no finished checkpoint"):
         evaluate(checkpoint=str(copied), dataset=str(shop_folder))
 

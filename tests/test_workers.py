@@ -1,7 +1,8 @@
 import pytest
 
-from etl.running.workers import WORKER_BYTES, affordable_processes, memory_bytes
+from etl.running.workers import WORKER_BYTES, affordable_processes
 from seqrec_jax.errors import InputError
+from seqrec_jax.host_memory import memory_bytes
 
 
 def test_amounts_of_memory():

@@ -11,6 +11,7 @@ from flax import nnx
 from seqrec_jax.data.batches import prefetch
 from seqrec_jax.data.split import leave_one_out, training_log
 from seqrec_jax.data.store import open_dataset
+from seqrec_jax.devices import device_mesh, replicate, split_rows
 from seqrec_jax.evaluation.ranking import encode_catalog
 from seqrec_jax.host_memory import keep_freed_memory
 from seqrec_jax.losses.full_softmax import full_softmax
@@ -20,8 +21,8 @@ from seqrec_jax.losses.proposals.by_count import uniform
 from seqrec_jax.losses.sampled_softmax import sampled_softmax
 from seqrec_jax.model.recommender import Architecture, build
 from seqrec_jax.tasks.training_data import item_features, model_record, training_batches
-from seqrec_jax.training.devices import data_mesh, replicate, split_rows
-from seqrec_jax.training.optimizer import adam, constant
+from seqrec_jax.training.optimizer import adam
+from seqrec_jax.training.schedules import constant
 from seqrec_jax.training.step import Catalog, TrainState, make_train_step
 
 INPUT = np.load(sys.argv[1])
@@ -35,7 +36,7 @@ LOSSES = {
 
 def main() -> None:
     keep_freed_memory()
-    data, mesh = open_dataset(str(INPUT["dataset"])), data_mesh()
+    data, mesh = open_dataset(str(INPUT["dataset"])), device_mesh()
     dropout, hidden = float(INPUT["dropout"]), int(INPUT["hidden"])
     architecture = Architecture(
         n_layers=int(INPUT["layers"]),
@@ -87,8 +88,8 @@ def main() -> None:
         started = time.perf_counter()
         steps = range(epoch * batches.steps_per_epoch, (epoch + 1) * batches.steps_per_epoch)
         for batch in prefetch(lambda index: split_rows(mesh, batches.batch(index)), steps):
-            state, loss = step(state, catalog, batch)
-        jax.block_until_ready(loss)
+            state, measures = step(state, catalog, batch)
+        jax.block_until_ready(measures)
         seconds += time.perf_counter() - started
         items = encode(state.params, catalog.features)
         np.savez(

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import re
 import signal
 import threading
 import time
@@ -21,27 +20,10 @@ from seqrec_jax.host_memory import keep_freed_memory
 
 Result = TypeVar("Result")
 
-_UNITS = {"gib": 1 << 30, "mib": 1 << 20, "gb": 10**9, "mb": 10**6, None: 1}
-
 _SECONDS_TO_ANSWER = 10
 
 WORKER_BYTES = 400 << 20
 """What a worker needs at most for a block or a partition, its libraries included, measured with room to spare."""
-
-
-def memory_bytes(limit: str | int | float) -> int:
-    """Bytes of a MEMORY_LIMIT: '4GB', '1.5 GiB', '800MB', or a number of bytes.
-
-    Raises:
-        InputError: it is none of these.
-    """
-    if not isinstance(limit, str):
-        return int(limit)
-    match = re.fullmatch(r"([\d.]+)\s*(gib|mib|gb|mb)?", limit.strip().lower())
-    try:
-        return int(float(match[1]) * _UNITS[match[2]]) if match else int(limit)
-    except ValueError as error:
-        raise InputError(f"MEMORY_LIMIT = {limit!r}: is no amount of memory; write '4GB' or '800MB'") from error
 
 
 def affordable_processes(wanted: int | None, limit: int, shared_bytes: int) -> int:

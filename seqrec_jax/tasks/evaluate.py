@@ -8,6 +8,7 @@ import gin
 from rich.console import Console
 
 from seqrec_jax.data.split import leave_one_out, train_counts
+from seqrec_jax.devices import device_mesh, replicate
 from seqrec_jax.evaluation.baselines import popularity_ranks
 from seqrec_jax.evaluation.metrics import summarize
 from seqrec_jax.evaluation.ranking import Ranking, TargetRanker
@@ -15,7 +16,6 @@ from seqrec_jax.files import write_text
 from seqrec_jax.model import parameters
 from seqrec_jax.tasks.restored import open_checkpoint
 from seqrec_jax.tasks.tables import results_table
-from seqrec_jax.training.devices import data_mesh, replicate
 
 
 @gin.configurable
@@ -31,7 +31,7 @@ def evaluate(checkpoint: str = gin.REQUIRED, dataset: str = gin.REQUIRED, run_di
         Metrics of `valid` and `test`, of the popularity baseline on test, and the parameters' digest.
     """
     restored, data, tokens = open_checkpoint(checkpoint, dataset)
-    mesh, ranking, split = data_mesh(), Ranking(), leave_one_out(data)
+    mesh, ranking, split = device_mesh(), Ranking(), leave_one_out(data)
     params, tokens = replicate(mesh, restored.params), replicate(mesh, tokens)
     max_length = restored.record.architecture.max_length
     results: dict[str, Any] = {}

@@ -8,7 +8,7 @@ from flax import nnx
 from seqrec_jax.data.store import Dataset
 from seqrec_jax.model import parameters
 from seqrec_jax.training import flops
-from seqrec_jax.training.checkpoint import ModelRecord
+from seqrec_jax.training.model_record import ModelRecord
 
 
 def _operative() -> dict[str, str]:

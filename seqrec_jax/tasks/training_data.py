@@ -11,7 +11,7 @@ from seqrec_jax.data.store import Dataset
 from seqrec_jax.errors import InputError
 from seqrec_jax.model.item_encoder import ITEM_ID
 from seqrec_jax.model.recommender import Architecture
-from seqrec_jax.training.checkpoint import ModelRecord
+from seqrec_jax.training.model_record import ModelRecord
 
 
 def training_batches(

@@ -1,8 +1,4 @@
-"""What a run costs, in the reference's unit and as the compiler counts it."""
-
-from typing import Any
-
-import jax
+"""What a run costs in the reference's unit."""
 
 from seqrec_jax.model.recommender import Architecture
 
@@ -32,11 +28,3 @@ def total_multiply_adds(
     item = n_features * (a.embedding_size or a.hidden_size) * a.hidden_size
     negatives = n_negatives if shared else n_negatives * batch_targets
     return forward_multiply_adds(a, n_features, batch_targets) + (batch_targets + negatives) * item
-
-
-def compiled_flops(compiled: jax.stages.Compiled) -> float:
-    """Floating-point operations of one call, from the compiler's cost analysis; nan where it tells none."""
-    analysis: Any = compiled.cost_analysis()
-    if isinstance(analysis, list):
-        analysis = analysis[0] if analysis else None
-    return float((analysis or {}).get("flops", float("nan")))

@@ -1,0 +1,102 @@
+"""Several hosts as one run: JAX's own runtime, joined before anything else."""
+
+import logging as std_logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags, logging
+
+from seqrec_jax.errors import InputError, Interrupted
+
+SECONDS_TO_JOIN = 45
+SECONDS_TO_MISS = 30
+"""After so long without a sign of life from a host the others end."""
+
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of the first process, where several hosts make one run; 'auto' asks SLURM, "
+    "Open MPI or Kubernetes."
+)  # fmt: skip
+_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run, with --coordinator=host:port.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "This process's number, from 0, with --coordinator=host:port.")
+
+
+def _give_up(address: str, process: int | None) -> None:
+    """Ends the process with a line of what to do; JAX's own client would abort it without one."""
+    if process == 0:
+        what = f"the other processes of --coordinator={address} did not join"
+        hint = "start them on their hosts, with --process_id from 1"
+    else:
+        what = f"--coordinator={address} could not be reached"
+        hint = "start the process with --process_id=0 on that host, and see that the port is open"
+    print(f"error: {what} within {SECONDS_TO_JOIN} seconds; {hint}", file=sys.stderr, flush=True)
+    os._exit(2)
+
+
+def join() -> None:
+    """Joins the run that the flags name; without them, this process is the run.
+
+    Raises:
+        InputError: the flags do not fit together, or the hosts could not be joined.
+    """
+    address, n_processes, process = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
+    if address is None:
+        if n_processes is not None or process is not None:
+            raise InputError("--num_processes and --process_id need --coordinator=host:port")
+        return
+    import jax
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    limits: dict[str, Any] = {
+        "initialization_timeout": 2 * SECONDS_TO_JOIN,
+        "heartbeat_timeout_seconds": SECONDS_TO_MISS,
+        "shutdown_timeout_seconds": SECONDS_TO_MISS,
+    }
+    alarm = threading.Timer(SECONDS_TO_JOIN, _give_up, (address, process))
+    alarm.daemon = True
+    alarm.start()
+    try:
+        if address == "auto":
+            jax.distributed.initialize(**limits)
+        else:
+            if n_processes is None or process is None or not 0 <= process < n_processes or ":" not in address:
+                raise InputError(
+                    f"--coordinator={address} wants host:port, and --num_processes and --process_id below it"
+                )
+            jax.distributed.initialize(address, n_processes, process, **limits)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"the hosts could not be joined: {' '.join(str(error).split())[:300]}") from error
+    finally:
+        alarm.cancel()
+    std_logging.getLogger("jax").setLevel(std_logging.ERROR)
+    logging.info("process %d of %d, %d devices of %d", jax.process_index(), jax.process_count(),
+                 jax.local_device_count(), jax.device_count())  # fmt: skip
+
+
+def together(run: Callable[[], None]) -> None:
+    """Joins the hosts and runs a task; where another host is lost, says so and ends instead of waiting for it.
+
+    Raises:
+        InputError: bad input, or the coordinator cannot be reached.
+    """
+    join()
+    if _COORDINATOR.value is None:
+        run()
+        return
+    import jax
+
+    try:
+        run()
+    except (InputError, Interrupted):
+        raise
+    except jax.errors.JaxRuntimeError as error:
+        first = " ".join(str(error).split())[:200]
+        print(
+            f"error: process {jax.process_index()}: another host was lost ({first}); run the same command on all hosts "
+            "to go on from the latest checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)  # JAX would wait for the lost host at exit.
