@@ -79,6 +79,11 @@ def test_the_automatic_batch_trains_and_a_larger_one_does_not_fit(shop_folder, t
     assert results["train"]["steps"] > 0
     chosen = max(size for size, needed in tried.items() if needed <= 2_000_000)
     assert 200 < chosen < results["train"]["targets"] / 2
+    (tmp_path / "run" / "results.json").unlink()
+    gin.parse_config("Guards.memory_limit = '4MB'")
+    again = run(shop_folder, tmp_path, train_batch_size="auto")  # goes on with the batch that it was begun with
+    assert again["params_sha256"] == results["params_sha256"]
+    gin.parse_config("Guards.memory_limit = '2MB'")
     with pytest.raises(InputError, match=r"a step needs 0.002\d* GB of memory, but a device has 0.002 GB; bind"):
         run(shop_folder, tmp_path / "more", train_batch_size=int(1.3 * chosen))
     gin.parse_config("Guards.memory_limit = '100kB'")

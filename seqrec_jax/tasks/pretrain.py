@@ -51,6 +51,7 @@ from seqrec_jax.training.stopping import StopRequests
 from seqrec_jax.training.tracking import Tracker
 
 AUTO = "auto"
+AUTO_BATCH = "auto.train_batch_size"
 
 
 def check_at_least_one(**settings: int) -> None:
@@ -374,9 +375,14 @@ def pretrain(
     folder = RunDir(run_dir)
     with folder.held():
         limit = guards.device_limit()
-        compiled = compiler.largest(limit) if train_batch_size == AUTO else compiler.compile(int(train_batch_size))
+        size: int | str = train_batch_size
+        if size == AUTO and not overwrite:  # Goes on with the batch that it was begun with, whatever is free now.
+            size = folder.recorded(AUTO_BATCH) or AUTO
+        compiled = compiler.largest(limit) if size == AUTO else compiler.compile(int(size))
         check_memory(compiled.bytes, limit)
         config = gin.operative_config_str() + f"{DATA}dataset.sha256 = {data.digest()}\n"
+        if train_batch_size == AUTO:
+            config += f"{DATA}{AUTO_BATCH} = {compiled.batch_size}\n"
         if folder.begin(config, overwrite):
             return finished_before(folder, tracker, ranking)
         logging.info("configuration:\n%s", config)

@@ -121,6 +121,11 @@ class RunDir:
                     shutil.rmtree(self.path)
                 os.close(self._lock)
 
+    def recorded(self, name: str) -> str | None:
+        """What the run that is there was begun with, of what is no binding; None where it says nothing."""
+        path = self.path / CONFIG
+        return _bindings(path.read_text()).get(name) if path.exists() else None
+
     def begin(self, config: str, overwrite: bool) -> bool:
         """Writes the configuration, or compares it with that of the run that is there.
 
