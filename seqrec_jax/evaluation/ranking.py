@@ -262,7 +262,7 @@ class TargetRanker:
     def _input(self, step: int) -> tuple[list[np.ndarray], tuple]:
         """This host's part of a batch on its devices with its targets' ordinals and, where they are masked, the items
         seen."""
-        windows = [self._batches.windows_of(step)[shard] for shard in self._local]
+        windows = self._batches.windows_of(step)[self._local.start : self._local.stop]
         slots = self._batches.max_windows_per_shard
         ordinals = np.zeros((len(windows), slots), np.int32)
         seen = np.zeros((len(windows), slots, self._most_seen), np.int32) if self._most_seen else None

@@ -221,9 +221,8 @@ class _Sweep:
                 {"trial": trial.number, "state": trial.state.name.lower(), "bindings": self._bindings(trial),
                  f"valid/{self.metric}": trial.value, f"test/{self.metric}": test}
             )  # fmt: skip
-        return sorted(rows, key=lambda row: -1 if row[f"valid/{self.metric}"] is None else row[f"valid/{self.metric}"])[
-            ::-1
-        ]
+        figure = f"valid/{self.metric}"
+        return sorted(rows, key=lambda row: float("-inf") if row[figure] is None else row[figure], reverse=True)
 
     def _bindings(self, trial: Any) -> dict[str, str]:
         return {name: value if isinstance(value, str) else repr(value) for name, value in trial.params.items()}

@@ -33,7 +33,7 @@ from seqrec_jax.training.model_record import ModelRecord
 CHECKPOINTS = "checkpoints"
 DAMAGED = "damaged"
 CHECKSUMS = "checksums.json"
-READ_ERRORS = (ValueError, KeyError, TypeError, AttributeError, OSError)
+ORBAX_ERRORS = (ValueError, KeyError, TypeError, AttributeError, OSError)
 
 
 @gin.configurable
@@ -233,7 +233,7 @@ class CheckpointWriter:
                     model=ocp.args.JsonSave(self._record.to_json()),
                 ),
             )
-        except READ_ERRORS as error:
+        except ORBAX_ERRORS as error:
             raise self._failed(error) from error
 
     def _failed(self, error: BaseException) -> InputError:
@@ -251,7 +251,7 @@ class CheckpointWriter:
         """
         try:
             self._manager.wait_until_finished()
-        except (*READ_ERRORS, RuntimeError) as error:
+        except (*ORBAX_ERRORS, RuntimeError) as error:
             raise self._failed(error) from error
 
     def progress(self, step: int) -> dict[str, Any]:
@@ -269,7 +269,7 @@ class CheckpointWriter:
         )
         try:
             saved = self._manager.restore(step, args=args)
-        except READ_ERRORS as error:
+        except ORBAX_ERRORS as error:
             text = " ".join(str(error).split())[:200]
             raise InputError(f"{self._folder / str(step)}: is not this run's ({text})") from error
         return parameters.from_named(params, saved.params), with_arrays(training, saved.training)
@@ -282,7 +282,7 @@ class CheckpointWriter:
 
     def close(self) -> None:
         """Waits for what is being written and gives up what is held; what failed has been told by save or wait."""
-        with contextlib.suppress(*READ_ERRORS, RuntimeError):
+        with contextlib.suppress(*ORBAX_ERRORS, RuntimeError):
             self._manager.close()
 
 
@@ -341,7 +341,7 @@ def restore(run_dir: str | Path) -> Restored:
             saved = manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(wanted))).params
         except InputError as error:
             raise InputError(f"{place}: {error}") from error
-        except READ_ERRORS as error:
+        except ORBAX_ERRORS as error:
             raise InputError(f"{place}: the checkpoint is damaged ({' '.join(str(error).split())[:200]})") from error
     try:
         return Restored(record, graph, parameters.from_named(like, saved))

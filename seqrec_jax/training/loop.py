@@ -68,7 +68,7 @@ class Trainer:
         self.progress = Progress()
         self._pending: list[Measures] = []
         self._since_report = (0, 0.0, 0.0)  # step, seconds of training, seconds of waiting
-        self._resumed_at, self._epoch_seconds, self._tracing = 0, 0.0, False
+        self._saved_step, self._epoch_seconds, self._tracing = 0, 0.0, False
         self._saved = time.monotonic()
 
     # Going on
@@ -112,20 +112,20 @@ class Trainer:
         self._catalog = self._catalog._replace(proposal=kept.get("proposal", self._catalog.proposal))
         self.progress = Progress(**record)
         self._since_report = (self.progress.step, self.progress.seconds, self.progress.waiting)
-        self._resumed_at = latest
+        self._saved_step = latest
         logging.info("going on from the checkpoint of step %s in %s", f"{latest:,}", self._run_dir)
 
     def _save(self) -> None:
         """Writes a checkpoint in the background, unless there is one of this step."""
         self._read_losses()
         p = self.progress
-        if p.step in (0, self._resumed_at):
+        if p.step in (0, self._saved_step):
             return
         started = time.perf_counter()
         record = dataclasses.asdict(p) | {"devices": self._mesh.size}
         record |= {"batch_rows": self._batches.rows, "steps_per_epoch": self._batches.steps_per_epoch}
         self._writer.save(p.step, self._state.best_params, self._kept(), record, p.best_step)
-        self._resumed_at, self._saved = p.step, time.monotonic()
+        self._saved_step, self._saved = p.step, time.monotonic()
         p.saving += time.perf_counter() - started
 
     @property
