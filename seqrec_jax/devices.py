@@ -40,7 +40,7 @@ def device_mesh(devices: list[jax.Device] | None = None, model_axis: int = 1) ->
 
 
 def _is_table(path: tuple, leaf: Any) -> bool:
-    names = {str(getattr(key, "key", getattr(key, "name", key))) for key in path}
+    names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
     return "tables" in names and np.ndim(leaf) == 2
 
 

@@ -61,7 +61,7 @@ def epoch_loss(setting, batches, n_devices=1, precision=FLOAT32):
     total, grads, count = 0.0, None, 0.0
     for step in range(batches.steps_per_epoch):
         batch = batches.batch(step)
-        value, grad = mean(params, catalog, split_rows(mesh, batch), jax.random.key(0), None)
+        value, grad = mean(params, None, catalog, split_rows(mesh, batch), jax.random.key(0), None)
         weight = float(batch.weights.sum())
         total, count = total + weight * float(value), count + weight
         scaled = {name: weight * np.asarray(array) for name, array in parameters.named(grad).items()}

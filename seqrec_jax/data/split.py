@@ -49,6 +49,38 @@ def leave_one_out(dataset: Dataset) -> Split:
     )
 
 
+def without_users(split: Split, left_out: np.ndarray) -> Split:
+    """The split without some users, neither in training nor in evaluation.
+
+    Args:
+        split: of a dataset.
+        left_out: [users] bool.
+    """
+
+    def kept(targets: Targets) -> Targets:
+        inside = ~left_out[targets.users]
+        return Targets(targets.users[inside], targets.positions[inside])
+
+    return Split(np.where(left_out, 0, split.train_lengths), kept(split.valid), kept(split.test))
+
+
+def share_of_users(split: Split, share: float, seed: int) -> Split:
+    """Training and validation on a share of the users, drawn at random; test keeps all.
+
+    The users of a smaller share of the same seed are among those of a larger one.
+
+    Args:
+        split: of a dataset.
+        share: in (0, 1].
+        seed: of the draw.
+    """
+    n_users = len(split.train_lengths)
+    order = np.random.default_rng([seed, n_users]).permutation(n_users)
+    left_out = np.zeros(n_users, bool)
+    left_out[order[max(1, round(share * n_users)) :]] = True
+    return without_users(split, left_out)._replace(test=split.test)
+
+
 USERS_PER_BLOCK = 1 << 16
 
 

@@ -12,7 +12,7 @@ from seqrec_jax.errors import InputError
 
 def named(params: nnx.State) -> dict[str, jax.Array]:
     """Arrays under names such as `blocks/0/attention/query/kernel`, in a fixed order."""
-    flat = {"/".join(map(str, path)): variable[...] for path, variable in nnx.to_flat_state(params)}
+    flat = {"/".join(map(str, path)): variable.get_value() for path, variable in nnx.to_flat_state(params)}
     return dict(sorted(flat.items()))
 
 
@@ -28,6 +28,11 @@ def from_named(like: nnx.State, arrays: Mapping[str, jax.Array]) -> nnx.State:
     for name, shape in shapes.items():
         if tuple(arrays[name].shape) != shape:
             raise InputError(f"parameter {name} has shape {tuple(arrays[name].shape)}, but this model's is {shape}")
+    return filled(like, arrays)
+
+
+def filled(like: nnx.State, arrays: Mapping[str, jax.Array]) -> nnx.State:
+    """A parameter tree of the structure of `like`, whatever its shapes, that holds the named arrays."""
     flat = nnx.to_flat_state(like)
     return nnx.from_flat_state([(path, variable.replace(arrays["/".join(map(str, path))])) for path, variable in flat])
 

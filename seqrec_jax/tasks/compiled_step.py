@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
@@ -21,6 +22,7 @@ from seqrec_jax.training.costs import compiled_bytes
 from seqrec_jax.training.guards import check_memory
 from seqrec_jax.training.schedules import Schedule, scaled
 from seqrec_jax.training.step import Catalog, Precision, TrainState, make_train_step
+from seqrec_jax.training.tuning import Fixed, Held, Tuning
 
 TRIES = 8
 
@@ -60,6 +62,10 @@ class StepCompiler:
         schedule: from the number of steps.
         optimizer: from the schedule.
         precision: of the computation.
+        start: parameters to begin with; None for fresh ones.
+        tuning: what of them is trained; None for all.
+        held: what the tuning's penalty holds them to.
+        task: whose bindings messages name.
     """
 
     data: Dataset
@@ -80,6 +86,10 @@ class StepCompiler:
     skip_nonfinite: bool
     learning_rate_batch_size: int | None
     learning_rate_scaling: str
+    start: nnx.State | None = None
+    tuning: Tuning | None = None
+    held: Held | None = None
+    task: str = "pretrain"
 
     def batches(self, batch_size: int) -> PackedBatches:
         """Batches of about that many targets.
@@ -96,15 +106,16 @@ class StepCompiler:
             shards=self.mesh.size,
             seed=self.seed,
             accumulation_steps=self.precision.accumulation_steps,
+            task=self.task,
         )
 
     def _shapes(self, optimizer: optax.GradientTransformation) -> TrainState:
         """Shapes and places of the state's arrays."""
 
         def init() -> TrainState:
-            _, params = build(self.architecture, self.vocab_sizes, self.seed)
-            averaged = None if self.ema_decay is None else params
-            return TrainState(params, optimizer.init(params), np.int32(0), averaged)
+            trained, fixed = self._divided(build(self.architecture, self.vocab_sizes, self.seed)[1])
+            averaged = None if self.ema_decay is None else trained
+            return TrainState(trained, optimizer.init(trained), np.int32(0), averaged, fixed)
 
         shapes = jax.eval_shape(init)
         return jax.tree.map(
@@ -113,17 +124,31 @@ class StepCompiler:
             shardings(self.mesh, shapes),
         )
 
+    def param_shapes(self) -> nnx.State:
+        """Shapes of the model's parameters."""
+        return jax.eval_shape(lambda: build(self.architecture, self.vocab_sizes, self.seed)[1])
+
     def init(self, optimizer: optax.GradientTransformation) -> tuple[nnx.GraphDef, TrainState]:
         """The graph for evaluation, and a fresh state on the devices."""
         graph, params = build(self.architecture, self.vocab_sizes, self.seed, lambda like: shardings(self.mesh, like))
+        if self.start is not None:
+            params = jax.device_put(self.start, shardings(self.mesh, self.start))
+        if self.start is not None or self.tuning is not None:  # The state's buffers are given up, these are not.
+            params, fixed = jax.tree.map(jnp.copy, self._divided(params))
+        else:
+            fixed = None
         places = shardings(self.mesh, jax.eval_shape(optimizer.init, params))
         state = jax.jit(optimizer.init, out_shardings=places)(params)
         step = jax.jit(lambda: np.int32(0), out_shardings=shardings(self.mesh, np.int32(0)))()
         averaged = None if self.ema_decay is None else jax.tree.map(lambda array: array.copy(), params)
-        return graph, TrainState(params, state, step, averaged)
+        return graph, TrainState(params, state, step, averaged, fixed)
 
-    def compile(self, batch_size: int) -> CompiledStep:
-        """Compiles the step for a batch size; nothing of the batch's size is allocated.
+    def _divided(self, params: nnx.State) -> tuple[Any, Fixed | None]:
+        """What is trained, and what is fixed."""
+        return (params, None) if self.tuning is None else self.tuning.split(params, self.seed, self.held)
+
+    def prepare(self, batch_size: int) -> tuple[PackedBatches, Schedule, optax.GradientTransformation]:
+        """What a step needs before it is compiled; refuses at once what compiling would refuse later.
 
         Raises:
             InputError: the batch does not divide over the devices, or a setting of the schedule or optimizer is wrong.
@@ -133,12 +158,21 @@ class StepCompiler:
             self.schedule(self.epochs * batches.steps_per_epoch),
             batch_size, self.learning_rate_batch_size, self.learning_rate_scaling,
         )  # fmt: skip
-        optimizer = self.optimizer(schedule)
+        return batches, schedule, self.optimizer(schedule)
+
+    def compile(self, batch_size: int) -> CompiledStep:
+        """Compiles the step for a batch size; nothing of the batch's size is allocated.
+
+        Raises:
+            InputError: see prepare.
+        """
+        batches, schedule, optimizer = self.prepare(batch_size)
         axis = MODEL_AXIS if self.mesh.shape[MODEL_AXIS] > 1 else None
         graph = graph_of(self.architecture, self.vocab_sizes, self.rematerialize, axis)
         step = make_train_step(
-            graph, self.objective, optimizer, self.mesh, self.seed, self.precision, self.ema_decay, self.skip_nonfinite
-        )
+            graph, self.objective, optimizer, self.mesh, self.seed, self.precision, self.ema_decay, self.skip_nonfinite,
+            self.tuning,
+        )  # fmt: skip
         state = self._shapes(optimizer)
         batch = split_rows(self.mesh, batches.batch(0, local_shards(self.mesh, batches.shards)))
         compiled = step.lower(state, self.catalog, batch).compile()

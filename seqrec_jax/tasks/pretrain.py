@@ -6,7 +6,6 @@ from typing import Any
 
 import gin
 import jax
-import numpy as np
 import optax
 from absl import logging
 from flax import nnx
@@ -17,9 +16,8 @@ from seqrec_jax.data.batches import PackedBatches
 from seqrec_jax.data.split import TrainingLog, leave_one_out, training_log
 from seqrec_jax.data.store import Dataset, open_dataset
 from seqrec_jax.devices import device_mesh, replicate
-from seqrec_jax.errors import InputError, Interrupted
 from seqrec_jax.evaluation.baselines import popularity_ranks
-from seqrec_jax.evaluation.metrics import METRICS, summarize
+from seqrec_jax.evaluation.metrics import summarize
 from seqrec_jax.evaluation.ranking import Ranking, TargetRanker
 from seqrec_jax.files import copy_file, write_text
 from seqrec_jax.losses import full_softmax, pairwise  # noqa: F401  (their names in Gin)
@@ -29,117 +27,27 @@ from seqrec_jax.losses.proposals import co_counts, in_batch, knn, mixed  # noqa:
 from seqrec_jax.losses.proposals.by_count import popularity
 from seqrec_jax.losses.sampled_softmax import sampled_softmax
 from seqrec_jax.model import parameters
-from seqrec_jax.model.item_encoder import ITEM_ID
-from seqrec_jax.model.recommender import Architecture
+from seqrec_jax.model.recommender import Architecture, graph_of
 from seqrec_jax.tasks.compiled_step import CompiledStep, StepCompiler
 from seqrec_jax.tasks.reference_params import reference_params
+from seqrec_jax.tasks.settings import AUTO, check_columns, check_settings
+from seqrec_jax.tasks.stage import Writing, finished_before, log_size, rankers_of, train_stage, training_summary
 from seqrec_jax.tasks.tables import results_table
-from seqrec_jax.tasks.training_data import item_features, model_record
+from seqrec_jax.tasks.training_data import epoch_tokens, item_features, model_record
 from seqrec_jax.training import checkpoint, costs
 from seqrec_jax.training.guards import Guards, check_memory
-from seqrec_jax.training.loop import Trainer
 from seqrec_jax.training.metrics_log import METRICS as METRICS_FILE
 from seqrec_jax.training.metrics_log import MetricsLog
 from seqrec_jax.training.model_record import ModelRecord
 from seqrec_jax.training.optimizer import adam
 from seqrec_jax.training.progress import Plan, Progress, Reports
-from seqrec_jax.training.refresh import make_refresh
 from seqrec_jax.training.run_dir import CONFIG, DATA, RESULTS, RunDir, agree
 from seqrec_jax.training.schedules import Schedule, one_cycle
-from seqrec_jax.training.step import COMPUTE_DTYPES, Catalog, Precision
+from seqrec_jax.training.step import Catalog, Precision
 from seqrec_jax.training.stopping import StopRequests
 from seqrec_jax.training.tracking import Tracker
 
-AUTO = "auto"
 AUTO_BATCH = "auto.train_batch_size"
-
-
-def check_at_least_one(**settings: int) -> None:
-    """Refuses settings of `pretrain` that are below 1.
-
-    Raises:
-        InputError: naming the binding.
-    """
-    for name, value in settings.items():
-        if value < 1:
-            raise InputError(f"pretrain.{name} = {value} is below 1")
-
-
-def check_metric(name: str, ranking: Ranking) -> None:
-    """Refuses a valid_metric that the ranking does not give.
-
-    Raises:
-        InputError: it is not `<metric>_at_<k>` with a known metric and a cut-off of the ranking.
-    """
-    known = [f"{metric}_at_{k}" for k in ranking.ks for metric in METRICS]
-    if name not in known:
-        raise InputError(f"pretrain.valid_metric = {name!r} is not one of {', '.join(known)}")
-
-
-def check_settings(
-    architecture: Architecture,
-    ranking: Ranking,
-    objective: Loss,
-    *,
-    valid_metric: str,
-    compute_dtype: str,
-    ema_decay: float | None,
-    train_batch_size: int | str,
-    **at_least_one: int,
-) -> None:
-    """Refuses what can be refused before anything is read.
-
-    Raises:
-        InputError: naming the binding.
-    """
-    if isinstance(train_batch_size, str):
-        if train_batch_size != AUTO:
-            raise InputError(f"pretrain.train_batch_size = {train_batch_size!r} is neither a number nor 'auto'")
-    else:
-        at_least_one["train_batch_size"] = train_batch_size
-    check_at_least_one(**at_least_one)
-    if compute_dtype not in COMPUTE_DTYPES:
-        raise InputError(f"pretrain.compute_dtype = {compute_dtype!r} is not one of {', '.join(COMPUTE_DTYPES)}")
-    if ema_decay is not None and not 0 < ema_decay < 1:
-        raise InputError(f"pretrain.ema_decay = {ema_decay} is not in (0, 1)")
-    check_metric(valid_metric, ranking)
-    if architecture.repeat_offset and not objective.whole_catalog:
-        raise InputError(
-            "Architecture.repeat_offset = True is learnt from the whole catalog; bind pretrain.loss = @full_softmax"
-        )
-
-
-def check_columns(record: ModelRecord, architecture: Architecture, model_axis: int) -> None:
-    """Refuses to divide tables whose columns do not divide.
-
-    Raises:
-        InputError: naming the binding.
-    """
-    widths = {"Architecture.hidden_size": architecture.hidden_size} if record.catalog_sha256 else {}
-    if record.max_tokens:
-        widths["Architecture.embedding_size"] = architecture.embedding_size or architecture.hidden_size
-    for name, width in widths.items():
-        if width % model_axis:
-            raise InputError(f"{name} = {width} does not divide over pretrain.model_axis = {model_axis}")
-
-
-def epoch_tokens(log: TrainingLog, features: Mapping[str, np.ndarray]) -> int:
-    """Text tokens of all training interactions."""
-    texts = [tokens for name, tokens in features.items() if name != ITEM_ID]
-    return int(sum(((tokens != 0).sum(1) * log.counts).sum() for tokens in texts))
-
-
-def finished_before(folder: RunDir, tracker: Tracker, ranking: Ranking) -> dict[str, Any]:
-    """The results of a finished run; sends to the tracking store what it lacks."""
-    results = json.loads((folder.path / RESULTS).read_text())
-    if jax.process_index() == 0:
-        logging.info("%s: the run is finished; pretrain.overwrite = True starts it afresh", folder.path)
-        tracker.start(folder.path)
-        tracker.log_artifact(folder.path / CONFIG)
-        tracker.log_artifact(folder.path / RESULTS)
-        tracker.close("FINISHED")
-        print_results(results, ranking)
-    return results
 
 
 def print_results(results: Mapping[str, Any], ranking: Ranking) -> None:
@@ -170,45 +78,23 @@ class _Run:
     ) -> dict[str, Any]:
         """Trains from the start or from the latest checkpoint, evaluates on test, and writes the results."""
         compiler, compiled, path = self._compiler, self._compiled, self._folder.path
-        graph, state = compiler.init(compiled.optimizer)
-        state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-        self._folder.check_disk(state_bytes, checkpoints.keep + 2)
+        graph = graph_of(compiler.architecture, compiler.vocab_sizes)
         if self._first:
             copy_file(compiler.data.folder / format.TOKENIZER, path / format.TOKENIZER)
-            checkpoint.put_damaged_aside(path)
             self._tracker.start(path)
             self._tracker.log_artifact(path / CONFIG)
-            self._tracker.log_params(self._params(state.params, plan))
+            self._tracker.log_params(self._params(compiler.param_shapes(), plan))
         agree(None)
-        rankers = {
-            name: TargetRanker(
-                graph, compiler.data, targets, self._ranking, compiler.architecture.max_length, compiler.mesh
-            )
-            for name, targets in (("valid", compiler.split.valid), ("test", compiler.split.test))
-        }
-        writer = checkpoint.CheckpointWriter(path, self._record, checkpoints)
+        rankers = rankers_of(compiler, self._ranking, graph)
         metrics = MetricsLog(path / METRICS_FILE if self._first else None)
-        trainer = Trainer(
-            step=compiled.step, state=state, catalog=compiler.catalog, batches=compiled.batches, mesh=compiler.mesh,
-            plan=plan, validate=lambda params: self._ranked(rankers["valid"], params),
-            refresh=make_refresh(graph, compiler.catalog, compiler.mesh, compiler.seed), writer=writer,
-            checkpoints=checkpoints, reports=reports, log=metrics, run_dir=path,
-        )  # fmt: skip
-        status = "FAILED"
-        try:
-            trainer.resume()
+        writing = Writing(path, self._record, checkpoints, reports, metrics)
+        with self._tracker.until_closed():
             with StopRequests(guards.max_hours) as stop:
-                progress = trainer.run(stop)
-            params = writer.best_params(progress.best_step, trainer.params)
+                progress, params = train_stage(
+                    compiler, compiled, plan, lambda params: self._ranked(rankers["valid"], params), self._folder,
+                    writing, stop,
+                )  # fmt: skip
             results = self._results(progress, rankers["test"], params, metrics)
-            status = "FINISHED"
-        except Interrupted:
-            status = "KILLED"
-            raise
-        finally:
-            writer.close()
-            if self._first:
-                self._tracker.close(status)
         if self._first:
             print_results(results, self._ranking)
         return results
@@ -217,12 +103,7 @@ class _Run:
         """What MLflow keeps of the run's settings and costs."""
         compiler, compiled = self._compiler, self._compiled
         batches = compiled.batches
-        logging.info(
-            "%s: %d targets an epoch in %d steps, %.1f %% of positions filled; %d parameters, %d outside the tables; "
-            "%.3g GB a device",
-            compiler.data.name, batches.n_targets, batches.steps_per_epoch, 100 * batches.packing.fill,
-            parameters.count(params), parameters.count(params, with_tables=False), compiled.bytes / 1e9,
-        )  # fmt: skip
+        log_size(compiler, compiled, params)
         return reference_params(compiler.data, self._record, params, batches.n_targets, compiled.batch_size) | {
             "epochs": plan.epochs,
             "seed": compiler.seed,
@@ -265,21 +146,11 @@ def collect_results(
     popular: Mapping[str, float],
 ) -> dict[str, Any]:
     """What results.json holds, but for the parameters' digest."""
-    targets = progress.step // batches.steps_per_epoch * batches.n_targets
     return {
         "valid": dict(progress.best_metrics),
         "test": dict(test),
         "baselines": {"popularity": dict(popular)},
-        "train": {
-            "seconds": progress.seconds,
-            "steps": progress.step,
-            "skipped_steps": progress.skipped,
-            "targets": targets,
-            "targets_per_second": targets / progress.seconds,
-            "seconds_waiting_for_data": progress.waiting,
-            "seconds_waiting_for_checkpoints": progress.saving,
-            "best_step": progress.best_step,
-        },
+        "train": training_summary(progress, batches.n_targets, batches.steps_per_epoch),
         "dataset": {"n_users": data.n_users, "n_items": data.n_items, "n_inters": data.n_interactions},
     }
 
@@ -350,7 +221,8 @@ def pretrain(
     """
     architecture, ranking, objective = Architecture(), Ranking(), loss()
     check_settings(
-        architecture, ranking, objective, valid_metric=valid_metric, compute_dtype=compute_dtype, ema_decay=ema_decay,
+        "pretrain", architecture, ranking, objective, valid_metric=valid_metric, compute_dtype=compute_dtype,
+        ema_decay=ema_decay,
         train_batch_size=train_batch_size, epochs=epochs, eval_every=eval_every, accumulation_steps=accumulation_steps,
     )  # fmt: skip
     guards, checkpoints, reports, tracker = Guards(), checkpoint.Checkpoints(), Reports(), Tracker()
@@ -384,7 +256,7 @@ def pretrain(
         if train_batch_size == AUTO:
             config += f"{DATA}{AUTO_BATCH} = {compiled.batch_size}\n"
         if folder.begin(config, overwrite):
-            return finished_before(folder, tracker, ranking)
+            return finished_before(folder, tracker, lambda results: print_results(results, ranking))
         logging.info("configuration:\n%s", config)
         run = _Run(compiler, compiled, record, log, ranking, folder, tracker)
         plan = Plan(

@@ -18,7 +18,12 @@ def _operative() -> dict[str, str]:
 
 
 def reference_params(
-    dataset: Dataset, record: ModelRecord, params: nnx.State, n_targets: int, train_batch_size: int
+    dataset: Dataset,
+    record: ModelRecord,
+    params: nnx.State,
+    n_targets: int,
+    train_batch_size: int,
+    task: str = "pretrain",
 ) -> dict[str, Any]:
     """Parameters for MLflow (DESIGN section 8); `forward_flops` and `total_flops` in the reference's unit.
 
@@ -28,10 +33,11 @@ def reference_params(
         params: of the model.
         n_targets: of an epoch; the reference calls it n_inters.
         train_batch_size: targets of a step.
+        task: whose bindings say the rest.
     """
     a, n_features = record.architecture, len(record.max_tokens)
     bound = _operative()
-    loss = bound.get("pretrain.loss", "@sampled_softmax").removeprefix("@")
+    loss = bound.get(f"{task}.loss", "@sampled_softmax").removeprefix("@")
     n_negatives = int(bound.get(f"{loss}.n_negatives", dataset.n_items))  # the full softmax takes them all
     shared = bound.get(f"{loss}.negatives", "@local") != "@local"
     return {
@@ -53,7 +59,7 @@ def reference_params(
         "weight_decay": bound.get("adamw.weight_decay", bound.get("adam.weight_decay")),
         "loss": loss,
         "item_encoder": a.item_encoder,
-        "nce_sampling_strategy": bound.get("pretrain.proposal", "@popularity").removeprefix("@"),
+        "nce_sampling_strategy": bound.get(f"{task}.proposal", "@popularity").removeprefix("@"),
         "nce_num_negatives": n_negatives,
         "nce_global_negatives": shared,
         "nce_temperature": bound.get(f"{loss}.temperature"),

@@ -4,8 +4,9 @@ import numpy as np
 
 from seqrec_jax.data.store import Dataset, open_dataset
 from seqrec_jax.errors import InputError
-from seqrec_jax.tasks.training_data import item_features
+from seqrec_jax.tasks.training_data import features_of_record
 from seqrec_jax.training.checkpoint import Restored, restore
+from seqrec_jax.training.model_record import ModelRecord
 
 
 def open_checkpoint(checkpoint: str, dataset: str) -> tuple[Restored, Dataset, dict[str, np.ndarray]]:
@@ -20,23 +21,29 @@ def open_checkpoint(checkpoint: str, dataset: str) -> tuple[Restored, Dataset, d
         of token ids, and `item_id` [n_items + 1] where it has rows.
 
     Raises:
-        InputError: either is missing or damaged, or the dataset's tokens or features are not the model's.
+        InputError: either is missing or damaged, or the dataset's tokens are not the model's.
     """
     data = open_dataset(dataset, verify=True)
     restored = restore(checkpoint)
-    if restored.record.max_tokens and restored.record.tokenizer_sha256 != data.tokenizer_sha256:
-        raise InputError(
-            f"{data.folder}: was made with another tokenizer than the checkpoint's; make it again with "
-            "python -m etl.main --gin_file=gin/etl_recbole.gin "
-            f"--gin_bindings=\"TOKENIZER='{checkpoint}/tokenizer.model'\" and your SOURCE, OUTPUT"
-        )
+    check_tokenizer(data, restored.record, checkpoint)
     record = restored.record
     if record.catalog_sha256 is not None and record.catalog_sha256 != data.catalog_sha256():
         raise InputError(
             f"{data.folder}: has another catalog than the checkpoint's, which has a row for each item of its own "
             f"(Architecture.item_encoder = {record.architecture.item_encoder!r}); bind the DATASET it was trained on"
         )
-    for name in record.max_tokens:
-        if name not in data.features:
-            raise InputError(f"{data.folder}: lacks the text feature {name!r} that the checkpoint's model reads")
-    return restored, data, item_features(data, record.architecture, record.max_tokens)
+    return restored, data, features_of_record(data, record)
+
+
+def check_tokenizer(data: Dataset, record: ModelRecord, checkpoint: str) -> None:
+    """Refuses a dataset whose tokens mean something else to the model.
+
+    Raises:
+        InputError: with the command that makes it again.
+    """
+    if record.max_tokens and record.tokenizer_sha256 != data.tokenizer_sha256:
+        raise InputError(
+            f"{data.folder}: was made with another tokenizer than the checkpoint's; make it again with "
+            "python -m etl.main --gin_file=gin/etl_recbole.gin "
+            f"--gin_bindings=\"TOKENIZER='{checkpoint}/tokenizer.model'\" and your SOURCE, OUTPUT"
+        )

@@ -17,7 +17,7 @@ from absl import logging
 from rich.console import Console
 from rich.table import Table
 
-from seqrec_jax.errors import InputError, Interrupted
+from seqrec_jax.errors import InputError
 from seqrec_jax.files import write_text
 from seqrec_jax.training.metrics_log import METRICS
 from seqrec_jax.training.run_dir import CONFIG, RESULTS, RunDir
@@ -330,8 +330,7 @@ def sweep(
         tracker.log_params({"sweep_base": base, "sweep_space": dict(space), "sweep_sampler": sampler})
         parent = tracker.run_id(timeout=60)
         search = _Sweep(base, dataset, path, searched, metric, bindings, tracker, study, parent)
-        status = "FAILED"
-        try:
+        with tracker.until_closed():
             with StopRequests(max_hours) as stop:
                 search.run(trials, sampler, seed, stop)
             rows = search.summary()
@@ -339,12 +338,6 @@ def sweep(
             search.plot()
             tracker.log_artifact(path / SUMMARY)
             tracker.log_artifact(path / PLOT)
-            status = "FINISHED"
-        except Interrupted:
-            status = "KILLED"
-            raise
-        finally:
-            tracker.close(status)
     Console().print(search.table(rows))
     best = " ".join(f'--gin_bindings="{name} = {value}"' for name, value in rows[0]["bindings"].items())
     logging.info("the best: --gin_file=%s %s", base, best)

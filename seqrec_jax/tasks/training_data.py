@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 
 import numpy as np
+from absl import logging
 
 from seqrec_jax.data import packing
 from seqrec_jax.data.batches import PackedBatches
-from seqrec_jax.data.split import Split
+from seqrec_jax.data.split import Split, TrainingLog
 from seqrec_jax.data.store import Dataset
 from seqrec_jax.errors import InputError
 from seqrec_jax.model.item_encoder import ITEM_ID
@@ -24,6 +25,7 @@ def training_batches(
     shards: int,
     seed: int,
     accumulation_steps: int = 1,
+    task: str = "pretrain",
 ) -> PackedBatches:
     """Batches of about `train_batch_size` targets.
 
@@ -37,22 +39,23 @@ def training_batches(
         shards: devices.
         seed: of the order.
         accumulation_steps: parts of each device's share; each is a shard of its own.
+        task: whose bindings the messages name.
 
     Raises:
         InputError: the batch does not divide over the devices, or nothing is there to train on.
     """
     if loss_positions not in ("all", "last"):
-        raise InputError(f"pretrain.loss_positions = {loss_positions!r} is neither 'all' nor 'last'")
+        raise InputError(f"{task}.loss_positions = {loss_positions!r} is neither 'all' nor 'last'")
     shards *= accumulation_steps
-    parts = "devices" if accumulation_steps == 1 else "devices and pretrain.accumulation_steps"
+    parts = "devices" if accumulation_steps == 1 else f"devices and {task}.accumulation_steps"
     last_only = loss_positions == "last"
     rows = train_batch_size if last_only else train_batch_size // max_length
     if last_only and rows % shards:
-        raise InputError(f"pretrain.train_batch_size = {train_batch_size} does not divide over {shards} {parts}")
+        raise InputError(f"{task}.train_batch_size = {train_batch_size} does not divide over {shards} {parts}")
     rows -= rows % shards
     if rows < shards:
         raise InputError(
-            f"pretrain.train_batch_size = {train_batch_size} does not divide over {shards} {parts} in rows of "
+            f"{task}.train_batch_size = {train_batch_size} does not divide over {shards} {parts} in rows of "
             f"{max_length} targets; bind at least {shards * max_length}"
         )
     windows = (packing.prefixes if last_only else packing.all_positions)(dataset.offsets, split, max_length)
@@ -103,6 +106,47 @@ def item_features(
     if architecture.item_encoder != "text":
         features[ITEM_ID] = np.arange(dataset.n_items + 1, dtype=np.int32)
     return features
+
+
+def features_of_record(dataset: Dataset, record: ModelRecord) -> dict[str, np.ndarray]:
+    """What a checkpoint's model reads of a catalog, which may lack some of its text features.
+
+    Args:
+        dataset: made with the model's tokenizer.
+        record: of the model.
+
+    Returns:
+        Per text feature [n_items + 1, tokens], no tokens where the dataset lacks it and the appended features' after
+        the first one's; and `item_id` [n_items + 1] where items have rows.
+
+    Raises:
+        InputError: the dataset has none of them.
+    """
+    features: dict[str, np.ndarray] = {}
+    known = [name for name in record.max_tokens if name in dataset.features]
+    more = {name: most for name, most in record.appended.items() if name in dataset.features}
+    if record.max_tokens and not known and not more:
+        raise InputError(
+            f"{dataset.folder}: has none of the text features that the checkpoint's model reads, "
+            f"{', '.join(record.max_tokens)}"
+        )
+    kind = np.uint16 if dataset.vocab_size <= 1 << 16 else np.int32
+    for name, most in record.max_tokens.items():
+        tokens = dataset.tokens(name, most) if name in known else np.zeros((dataset.n_items + 1, 1), np.int32)
+        if not features:
+            tokens = np.concatenate([tokens, *(dataset.tokens(other, limit) for other, limit in more.items())], 1)
+        features[name] = tokens.astype(kind)
+    if missing := [name for name in record.max_tokens if name not in known]:
+        logging.warning("%s: has no %s, which the model reads as empty", dataset.folder, ", ".join(missing))
+    if ITEM_ID in record.vocab_sizes:
+        features[ITEM_ID] = np.arange(dataset.n_items + 1, dtype=np.int32)
+    return features
+
+
+def epoch_tokens(log: TrainingLog, features: Mapping[str, np.ndarray]) -> int:
+    """Text tokens of all training interactions."""
+    texts = [tokens for name, tokens in features.items() if name != ITEM_ID]
+    return int(sum(((tokens != 0).sum(1) * log.counts).sum() for tokens in texts))
 
 
 def model_record(dataset: Dataset, architecture: Architecture, features: Mapping[str, np.ndarray]) -> ModelRecord:

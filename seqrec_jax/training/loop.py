@@ -21,6 +21,7 @@ from seqrec_jax.training.metrics_log import MetricsLog
 from seqrec_jax.training.progress import Plan, Progress, Reports
 from seqrec_jax.training.step import Catalog, Measures, TrainState
 from seqrec_jax.training.stopping import StopRequests
+from seqrec_jax.training.tuning import Tuning
 
 TRACE = "trace"
 
@@ -42,6 +43,7 @@ class Trainer:
         reports: what to tell.
         log: keeps the metrics.
         run_dir: of the run.
+        tuning: that the step was made with; None where it trains the whole model.
     """
 
     def __init__(
@@ -60,11 +62,12 @@ class Trainer:
         reports: Reports,
         log: MetricsLog,
         run_dir: Path,
+        tuning: Tuning | None = None,
     ):
         self._step, self._state, self._catalog, self._batches = step, state, catalog, batches
         self._mesh, self._plan, self._validate, self._refresh = mesh, plan, validate, refresh
         self._writer, self._checkpoints, self._reports, self._log = writer, checkpoints, reports, log
-        self._run_dir = run_dir
+        self._run_dir, self._tuning = run_dir, tuning
         self.progress = Progress()
         self._pending: list[Measures] = []
         self._since_report = (0, 0.0, 0.0)  # step, seconds of training, seconds of waiting
@@ -77,8 +80,10 @@ class Trainer:
         """The arrays that a checkpoint holds beside the parameters that are evaluated."""
         state = self._state
         kept: dict[str, Any] = {"optimizer": state.optimizer, "step": state.step}
-        if state.averaged is not None:
+        if state.averaged is not None or self._tuning is not None:
             kept["params"] = state.params
+        if state.averaged is not None and self._tuning is not None:
+            kept["averaged"] = state.averaged
         if self._refresh is not None:
             kept["proposal"] = self._catalog.proposal
         return kept
@@ -106,9 +111,10 @@ class Trainer:
                 devices, self._mesh.size, "rounding, not bit for bit" if rows == self._batches.rows else
                 "rounding and the make-up of the batches, as the rows of a batch do not divide alike",
             )  # fmt: skip
-        params, kept = self._writer.restore(latest, self._state.best_params, self._kept())
-        averaged = None if self._state.averaged is None else params
-        self._state = TrainState(kept.get("params", params), kept["optimizer"], kept["step"], averaged)
+        params, kept = self._writer.restore(latest, self.params, self._kept())
+        averaged = None if self._state.averaged is None else kept.get("averaged", params)
+        trained = kept.get("params", params)
+        self._state = TrainState(trained, kept["optimizer"], kept["step"], averaged, self._state.fixed)
         self._catalog = self._catalog._replace(proposal=kept.get("proposal", self._catalog.proposal))
         self.progress = Progress(**record)
         self._since_report = (self.progress.step, self.progress.seconds, self.progress.waiting)
@@ -124,14 +130,15 @@ class Trainer:
         started = time.perf_counter()
         record = dataclasses.asdict(p) | {"devices": self._mesh.size}
         record |= {"batch_rows": self._batches.rows, "steps_per_epoch": self._batches.steps_per_epoch}
-        self._writer.save(p.step, self._state.best_params, self._kept(), record, p.best_step)
+        self._writer.save(p.step, self.params, self._kept(), record, p.best_step)
         self._saved_step, self._saved = p.step, time.monotonic()
         p.saving += time.perf_counter() - started
 
     @property
     def params(self) -> nnx.State:
-        """What is evaluated, as it is now."""
-        return self._state.best_params
+        """The model that is evaluated, as it is now."""
+        best, fixed = self._state.best_params, self._state.fixed
+        return best if self._tuning is None or fixed is None else self._tuning.whole(best, fixed)
 
     # Steps
 
@@ -229,7 +236,7 @@ class Trainer:
         """Renews the negatives; returns the seconds that it took."""
         started, self._epoch_seconds = time.perf_counter(), 0.0
         if self._refresh is not None:
-            self._catalog = self._refresh(self._state.best_params, self._catalog, epoch)
+            self._catalog = self._refresh(self.params, self._catalog, epoch)
         return time.perf_counter() - started
 
     def _end_epoch(self, epoch: int, refresh_seconds: float) -> None:
@@ -257,7 +264,7 @@ class Trainer:
         p.epoch_loss, p.epoch_skipped = 0.0, 0
         evaluated = epoch % plan.eval_every == 0 or epoch == plan.epochs
         if evaluated:
-            metrics = self._validate(self._state.best_params)
+            metrics = self._validate(self.params)
             record |= {f"valid/{name}": value for name, value in metrics.items()}
             p.since_best += 1
             if not p.best_step or metrics[plan.valid_metric] > p.best_metrics[plan.valid_metric]:

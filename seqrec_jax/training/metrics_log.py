@@ -22,6 +22,7 @@ class MetricsLog:
 
     def __init__(self, path: Path | None):
         self._path, self._known = path, set()
+        self._steps_before = self._epochs_before = 0
         if path is None or not path.exists():
             return
         content = path.read_bytes()
@@ -30,15 +31,20 @@ class MetricsLog:
             os.truncate(path, len(whole))
         self._known = {(record["kind"], record["step"]) for record in map(json.loads, whole.splitlines())}
 
+    def begin_stage(self, steps_before: int, epochs_before: int) -> None:
+        """Counts steps and epochs on from those of earlier stages."""
+        self._steps_before, self._epochs_before = steps_before, epochs_before
+
     def add(self, kind: str, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
         """Appends a record, unless there is one of the same kind and step.
 
         Args:
-            kind: `step`, `epoch` or `test`.
-            step: optimizer steps taken.
+            kind: `step`, `epoch`, `zero_shot` or `test`.
+            step: optimizer steps taken in this stage.
             epoch: the epoch, from 1.
             metrics: by name; null is written for what is not finite.
         """
+        step, epoch = step + self._steps_before, epoch + self._epochs_before
         if self._path is None or (kind, step) in self._known:
             return
         self._known.add((kind, step))

@@ -18,6 +18,8 @@ class ModelRecord(NamedTuple):
         max_tokens: most tokens that the model reads of each text feature.
         tokenizer_sha256: of the SentencePiece model whose tokens it knows.
         catalog_sha256: of the catalog whose items it has rows for; None where it has none.
+        appended: text features that have no token table of their own, and the most tokens of each: they are read as
+            more tokens of the first feature.
     """
 
     architecture: Architecture
@@ -25,6 +27,7 @@ class ModelRecord(NamedTuple):
     max_tokens: dict[str, int]
     tokenizer_sha256: str
     catalog_sha256: str | None = None
+    appended: Mapping[str, int] = {}
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; the features are a list, as their order matters."""
@@ -37,6 +40,7 @@ class ModelRecord(NamedTuple):
             "tokenizer_sha256": self.tokenizer_sha256,
             "item_rows": self.vocab_sizes.get(ITEM_ID),
             "catalog_sha256": self.catalog_sha256,
+            "appended": dict(self.appended),
         }
 
     @classmethod
@@ -50,4 +54,5 @@ class ModelRecord(NamedTuple):
             {feature["name"]: feature["max_tokens"] for feature in features},
             record["tokenizer_sha256"],
             record.get("catalog_sha256"),
+            record.get("appended", {}),
         )

@@ -82,7 +82,8 @@ def _scale_by_group(rates: Rates | None) -> optax.GradientTransformation:
         del params
         names: list[str] = []
         _by_name(names.append)(updates)
-        n_layers = len({match[1] for name in names if (match := re.match(r"blocks/(\d+)/", name))})
+        blocks = [int(match[1]) for name in names if (match := re.match(r"blocks/(\d+)/", name))]
+        n_layers = max(blocks, default=0) + 1  # the lower ones may be frozen
         shares = _by_name(lambda name: rates(name, n_layers))(updates)
         return jax.tree.map(lambda value, share: value * share, updates, shares), state
 

@@ -26,7 +26,7 @@ DATA = "#: "
 """Begins a line of config.gin that is no binding, but what the run depends on all the same."""
 
 FREE = re.compile(
-    r"(pretrain|sweep)\.(run_dir|dataset|overwrite|trials|max_hours)|pretrain\.model_axis|Guards\.(max_hours|memory_limit)"
+    r"(pretrain|finetune|sweep)\.(run_dir|dataset|pretraining_dataset|checkpoint|overwrite|trials|max_hours)|pretrain\.model_axis|Guards\.(max_hours|memory_limit)"
     r"|(Checkpoints|Reports|Tracker)\..*"
     r"|(run|quickstart|convert|make_shop)\..*"
 )

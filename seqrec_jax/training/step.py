@@ -1,7 +1,7 @@
 """One training step: a pure jitted function over the parameter tree, data parallel over the mesh."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from seqrec_jax.losses.loss import Loss
 from seqrec_jax.losses.negatives import AnyProposal, Keys, Predictions
 from seqrec_jax.losses.proposals.interface import Observed
 from seqrec_jax.model.dropout import Noise
+from seqrec_jax.training.tuning import Fixed, Tuning
 
 ITEMS_PER_BLOCK = 1 << 14
 COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -43,19 +44,21 @@ class TrainState(NamedTuple):
     """What a step changes.
 
     Attributes:
-        params: of the recommender.
+        params: what is trained: the recommender, or what a Tuning trains of it.
         optimizer: its state.
         step: how many were taken.
-        averaged: running average of the parameters; None where none is kept.
+        averaged: running average of `params`; None where none is kept.
+        fixed: the rest of the model, where a Tuning divides it; then `params` is a dict by name.
     """
 
-    params: nnx.State
+    params: Any
     optimizer: optax.OptState
     step: jax.Array | np.ndarray | np.int32
-    averaged: nnx.State | None = None
+    averaged: Any = None
+    fixed: Fixed | None = None
 
     @property
-    def best_params(self) -> nnx.State:
+    def best_params(self) -> Any:
         """What is evaluated and kept: the average where there is one."""
         return self.params if self.averaged is None else self.averaged
 
@@ -192,18 +195,25 @@ def shard_loss(
 
 
 def make_loss_and_grads(
-    graph: nnx.GraphDef, loss: Loss, mesh: Mesh, precision: Precision = FLOAT32
-) -> Callable[..., tuple[jax.Array, nnx.State]]:
+    graph: nnx.GraphDef, loss: Loss, mesh: Mesh, precision: Precision = FLOAT32, tuning: Tuning | None = None
+) -> Callable[..., tuple[jax.Array, Any]]:
     """The mean loss of a batch over all devices, and its gradient.
 
+    Args:
+        graph: of the recommender.
+        loss: of the targets.
+        mesh: of devices.
+        precision: of the computation, and in how many parts it is made.
+        tuning: makes the model of what is trained and what is fixed; None trains all.
+
     Returns:
-        f(params, catalog, batch, negatives_key, dropout_key or None). Each device differentiates its own
+        f(params, fixed or None, catalog, batch, negatives_key, dropout_key or None). Each device differentiates its own
         share of the mean; the shares and their gradients are then added over the devices, once. Random numbers follow
         the row of the batch and not the device, so that the devices' number changes nothing but rounding.
     """
     parts = precision.accumulation_steps
 
-    def over_shard(params, catalog, batch, negatives_key, dropout_key):
+    def over_shard(params, fixed, catalog, batch, negatives_key, dropout_key):
         shard = jax.lax.axis_index(AXES)
         weight = jnp.maximum(jax.lax.psum(batch.weights.sum(), AXES), 1)
 
@@ -215,7 +225,8 @@ def make_loss_and_grads(
             noise = None if dropout_key is None else Noise(dropout_key, rows.astype(jnp.uint32))
 
             def share(params):
-                return shard_loss(graph, loss, params, catalog, batch, keys, noise, precision.compute_dtype) / weight
+                whole = params if tuning is None else tuning.whole(params, fixed)
+                return shard_loss(graph, loss, whole, catalog, batch, keys, noise, precision.compute_dtype) / weight
 
             return jax.value_and_grad(share)(params)
 
@@ -231,12 +242,12 @@ def make_loss_and_grads(
             (total, grads), _ = jax.lax.scan(add, none, (jnp.arange(parts, dtype=jnp.int32), divided))
         return jax.lax.psum(total, AXES), add_over_devices(grads)
 
-    def loss_and_grads(params, *rest):
+    def loss_and_grads(params, fixed, *rest):
         of_params = specs(mesh, params)
-        in_specs = (of_params, REPLICATED, SPLIT, REPLICATED, REPLICATED)
+        in_specs = (of_params, specs(mesh, fixed), REPLICATED, SPLIT, REPLICATED, REPLICATED)
         return jax.shard_map(
             over_shard, mesh=mesh, in_specs=in_specs, out_specs=(REPLICATED, of_params), check_vma=False
-        )(params, *rest)
+        )(params, fixed, *rest)
 
     return loss_and_grads
 
@@ -250,6 +261,7 @@ def make_train_step(
     precision: Precision = FLOAT32,
     ema_decay: float | None = None,
     skip_nonfinite: bool = False,
+    tuning: Tuning | None = None,
 ) -> jax.stages.Wrapped:
     """The jitted step: state, catalog, batch -> state, Measures. The state's buffers are donated.
 
@@ -265,14 +277,18 @@ def make_train_step(
         ema_decay: of the running average of the parameters, less at the start (at most (1 + step) / (10 + step)); None
             where none is kept.
         skip_nonfinite: leave parameters and optimizer as they are where the loss or the gradient is not finite.
+        tuning: of a part of the model, or with a penalty; None trains all.
     """
-    loss_and_grads = make_loss_and_grads(graph, loss, mesh, precision)
+    loss_and_grads = make_loss_and_grads(graph, loss, mesh, precision, tuning)
 
     def step(state: TrainState, catalog: Catalog, batch: Batch) -> tuple[TrainState, Measures]:
         negatives_key, dropout_key = jax.random.split(
             jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), state.step)
         )
-        value, grads = loss_and_grads(state.params, catalog, batch, negatives_key, dropout_key)
+        value, grads = loss_and_grads(state.params, state.fixed, catalog, batch, negatives_key, dropout_key)
+        if tuning is not None and tuning.strength:
+            penalty, of_penalty = jax.value_and_grad(tuning.penalty)(state.params, state.fixed)
+            value, grads = value + penalty, jax.tree.map(jnp.add, grads, of_penalty)
         norm = optax.global_norm(grads)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         kept = (optax.apply_updates(state.params, updates), optimizer_state)
@@ -283,7 +299,7 @@ def make_train_step(
         if ema_decay is not None:
             decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
             averaged = jax.tree.map(lambda mean, new: mean + (1 - decay) * (new - mean), state.averaged, params)
-        after = TrainState(params, kept[1], state.step + 1, averaged)
+        after = TrainState(params, kept[1], state.step + 1, averaged, state.fixed)
         return jax.lax.with_sharding_constraint(after, shardings(mesh, after)), Measures(value, norm)
 
     return jax.jit(step, donate_argnums=0)

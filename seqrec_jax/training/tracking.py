@@ -5,18 +5,20 @@ A thread sends it on. A server that goes away is tried again later, and what is 
 same command is run again.
 """
 
+import contextlib
 import json
 import logging as std_logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import gin
 from absl import logging
 
+from seqrec_jax.errors import Interrupted
 from seqrec_jax.files import write_text
 from seqrec_jax.training.metrics_log import METRICS
 
@@ -132,6 +134,19 @@ class Tracker:
                 "sends it", self._uri, self._folder,
             )  # fmt: skip
         self._thread = None
+
+    @contextlib.contextmanager
+    def until_closed(self) -> Iterator[None]:
+        """Closes the run in the end, with the status that the block ended with."""
+        status = "FAILED"
+        try:
+            yield
+            status = "FINISHED"
+        except Interrupted:
+            status = "KILLED"
+            raise
+        finally:
+            self.close(status)
 
     def _all_sent(self) -> bool:
         return self._sent["status"] == self._wanted["status"]

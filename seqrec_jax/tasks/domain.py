@@ -1,0 +1,128 @@
+"""A pre-trained model laid over another dataset: what it reads there, and with which parameters it begins."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+from flax import nnx
+
+from seqrec_jax.data.split import Split, TrainingLog, leave_one_out, share_of_users, training_log
+from seqrec_jax.data.store import Dataset, open_dataset
+from seqrec_jax.errors import InputError
+from seqrec_jax.model.item_encoder import ITEM_ID
+from seqrec_jax.model.recommender import Architecture
+from seqrec_jax.tasks.restored import check_tokenizer
+from seqrec_jax.tasks.training_data import features_of_record
+from seqrec_jax.training.carry import carry
+from seqrec_jax.training.checkpoint import Restored
+from seqrec_jax.training.model_record import ModelRecord
+
+CHANGEABLE = ("item_encoder", "repeat_offset", "hidden_dropout", "attention_dropout", "id_dropout", "attention")
+
+
+class Domain(NamedTuple):
+    """A small domain and the model that is to be fine-tuned on it.
+
+    Attributes:
+        data: the dataset.
+        split: of it, with a share of its users for training.
+        log: its training part.
+        record: of the model.
+        features: what the model reads of the items.
+        start: parameters of the checkpoint, in the model's architecture.
+    """
+
+    data: Dataset
+    split: Split
+    log: TrainingLog
+    record: ModelRecord
+    features: dict[str, np.ndarray]
+    start: nnx.State
+
+
+def changed(architecture: Architecture, changes: Mapping[str, Any]) -> Architecture:
+    """The checkpoint's architecture with what fine-tuning changes.
+
+    Raises:
+        InputError: a change that its parameters do not fit, or a wrong value.
+    """
+    for name in changes:
+        if name not in CHANGEABLE:
+            raise InputError(
+                f"finetune.changes names {name!r}; what a checkpoint's parameters allow to change is "
+                f"{', '.join(CHANGEABLE)}"
+            )
+    if "text" in changes.get("item_encoder", "") and architecture.item_encoder == "id":
+        raise InputError(
+            f"finetune.changes = {dict(changes)!r}: the checkpoint's model has rows for its items and reads no text; "
+            "pre-train with Architecture.item_encoder = 'text'"
+        )
+    return dataclasses.replace(architecture, **changes)
+
+
+def record_on(data: Dataset, pretrained: ModelRecord, architecture: Architecture) -> ModelRecord:
+    """What the fine-tuned checkpoint will say: text features that are new in the dataset are read with the first one's
+    tokens, so that no parameter changes its shape."""
+    texts = pretrained.max_tokens if architecture.item_encoder != "id" else {}
+    new = [name for name in data.features if texts and name not in pretrained.max_tokens]
+    appended = {name: most for name, most in pretrained.appended.items() if texts}
+    appended |= {name: data.tokens(name).shape[1] for name in new if name not in appended}
+    if told := [name for name in new if name not in pretrained.appended]:
+        logging.info(
+            "%s: the checkpoint's model does not know %s; read as more words of %s", data.folder, ", ".join(told),
+            next(iter(texts)),
+        )  # fmt: skip
+    rows = {} if architecture.item_encoder == "text" else {ITEM_ID: data.n_items + 1}
+    return ModelRecord(
+        architecture,
+        {name: pretrained.vocab_sizes[name] for name in texts} | rows,
+        dict(texts),
+        pretrained.tokenizer_sha256 if texts else data.tokenizer_sha256,
+        data.catalog_sha256() if rows else None,
+        appended,
+    )
+
+
+def open_domain(
+    dataset: str, checkpoint: str, restored: Restored, changes: Mapping[str, Any], users_share: float, seed: int
+) -> Domain:
+    """Opens a small domain for a checkpoint.
+
+    Args:
+        dataset: its folder.
+        checkpoint: where the model comes from.
+        restored: the checkpoint.
+        changes: fields of Architecture.
+        users_share: of the users, for training and validation.
+        seed: of the share, and of parameters that the checkpoint lacks.
+
+    Raises:
+        InputError: it was made with another tokenizer, or has nobody to train on or nobody to predict for.
+    """
+    if not 0 < users_share <= 1:
+        raise InputError(f"finetune.users_share = {users_share} is not in (0, 1]")
+    architecture = changed(restored.record.architecture, changes)
+    data = open_dataset(dataset, verify=True)
+    if architecture.item_encoder != "id":
+        check_tokenizer(data, restored.record, checkpoint)
+    whole = leave_one_out(data)
+    if not len(whole.test.users):
+        raise InputError(
+            f"{data.folder}: no user has three interactions, one each to train on, to validate with and to test with; "
+            "rank its items with gin/recommend.gin as they are"
+        )
+    split = share_of_users(whole, users_share, seed)
+    if not len(split.valid.users):
+        raise InputError(
+            f"{data.folder}: none of the {100 * users_share:g} % of its {data.n_users} users has three interactions; "
+            "raise finetune.users_share"
+        )
+    record = record_on(data, restored.record, architecture)
+    before = restored.record
+    same_catalog = record.catalog_sha256 is not None and before.catalog_sha256 == record.catalog_sha256
+    if before.catalog_sha256 is not None and not same_catalog:
+        logging.info("%s: has another catalog, so the checkpoint's item rows are left behind", data.folder)
+    start = carry(restored.params, before.architecture, architecture, record.vocab_sizes, seed, same_catalog)
+    return Domain(data, split, training_log(data, split), record, features_of_record(data, record), start)
