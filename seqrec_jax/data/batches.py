@@ -1,7 +1,7 @@
 """Batches of packed rows: one documented structure from here to the loss and the ranking."""
 
 import itertools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -35,6 +35,57 @@ class Batch(NamedTuple):
     weights: np.ndarray
 
 
+class Mixture(NamedTuple):
+    """How often an epoch reads the windows of each of several datasets.
+
+    Attributes:
+        groups: [windows] int64, the dataset of each window.
+        times: [datasets] float64, times that a window occurs in an epoch, on average.
+    """
+
+    groups: np.ndarray
+    times: np.ndarray
+
+    @staticmethod
+    def of_shares(groups: np.ndarray, lengths: np.ndarray, shares: Sequence[float]) -> "Mixture":
+        """Gives each dataset its share of an epoch's targets, of which there are as many as all windows have.
+
+        Args:
+            groups: [windows] int64.
+            lengths: [windows] int64.
+            shares: of the datasets, in any unit.
+        """
+        targets = np.bincount(groups, lengths, minlength=len(shares))
+        parts = np.asarray(shares, np.float64) / np.sum(shares)
+        return Mixture(groups, parts * targets.sum() / np.maximum(targets, 1))
+
+    def quotas(self, lengths: np.ndarray) -> dict[int, list[tuple[np.ndarray, int]]]:
+        """For each length, of each dataset its windows and how many places they have in an epoch."""
+        quotas: dict[int, list[tuple[np.ndarray, int]]] = {}
+        for group, times in enumerate(self.times):
+            mine = np.flatnonzero(self.groups == group)
+            mine = mine[np.argsort(lengths[mine], kind="stable")]
+            for windows in np.split(mine, np.flatnonzero(np.diff(lengths[mine])) + 1):
+                if len(windows):
+                    places = round(times * len(windows))
+                    quotas.setdefault(int(lengths[windows[0]]), []).append((windows, places))
+        return quotas
+
+    def lengths_of_places(self, lengths: np.ndarray) -> np.ndarray:
+        """Lengths of an epoch's windows, for the packing."""
+        quotas = self.quotas(lengths)
+        return np.repeat(list(quotas), [sum(places for _, places in parts) for parts in quotas.values()])
+
+
+def _draw(rng: np.random.Generator | None, windows: np.ndarray, places: int) -> np.ndarray:
+    """Windows for so many places: each as often as the others, up to one."""
+    if not places:
+        return windows[:0]
+    rest = places % len(windows)
+    some = windows[:rest] if rng is None else rng.permutation(windows)[:rest]
+    return np.concatenate([np.tile(windows, places // len(windows)), some])
+
+
 class _Order(NamedTuple):
     """Which window lies in which place, and which rows make which step, for one epoch."""
 
@@ -56,6 +107,7 @@ class PackedBatches:
         shards: devices that share a batch.
         last_only: score each window's last position only, not every position.
         seed: of the epochs' orders; None keeps the same order, for evaluation.
+        mixture: how often windows occur, where the packing has places for that; None for once each.
     """
 
     def __init__(
@@ -68,11 +120,13 @@ class PackedBatches:
         shards: int = 1,
         last_only: bool = False,
         seed: int | None = None,
+        mixture: Mixture | None = None,
     ):
         self.windows, self.packing, self.rows, self.shards, self.last_only = windows, packing, rows, shards, last_only
         self._take, self._seed = take, seed
         self.steps_per_epoch = max(1, -(-packing.n_rows // rows))
         self._windows_by_length = np.argsort(windows.lengths, kind="stable")
+        self._quotas = None if mixture is None else mixture.quotas(windows.lengths)
         self._places_by_row = np.argsort(packing.rows, kind="stable")
         per_row = np.bincount(packing.rows, minlength=self.steps_per_epoch * rows)
         self._first_place = np.concatenate([[0], np.cumsum(per_row)])
@@ -84,12 +138,15 @@ class PackedBatches:
     @property
     def n_targets(self) -> int:
         """Targets of an epoch."""
-        return len(self.windows.lengths) if self.last_only else int(self.windows.lengths.sum())
+        return len(self.packing.lengths) if self.last_only else int(self.packing.lengths.sum())
 
     def _draw_order(self, rng: np.random.Generator | None) -> _Order:
-        if rng is None:
-            return _Order(self._windows_by_length, self._strata.T)
         window_of_place = self._windows_by_length.copy()
+        if self._quotas is not None:
+            drawn = [_draw(rng, *part) for length in sorted(self._quotas) for part in self._quotas[length]]
+            window_of_place = np.concatenate(drawn)
+        if rng is None:
+            return _Order(window_of_place, self._strata.T)
         bounds = np.searchsorted(self.packing.lengths, np.arange(self.packing.row_length + 2))
         for first, last in itertools.pairwise(bounds):
             rng.shuffle(window_of_place[first:last])

@@ -4,13 +4,21 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from seqrec_jax.data import format
 from seqrec_jax.errors import InputError
+
+
+class Items(Protocol):
+    """Items of all users, one user's after the other's."""
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """Items at flat positions: [n] int64 -> [n] int32."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ class Dataset:
     folder: Path
     manifest: dict[str, Any]
     offsets: np.ndarray
-    items: FlatItems
+    items: Items
     interactions_table: pa.Table
     items_table: pa.Table
 

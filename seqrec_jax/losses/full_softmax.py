@@ -6,11 +6,13 @@ import gin
 import jax
 import jax.numpy as jnp
 
-from seqrec_jax.losses.cross_entropy import check_softmax
+from seqrec_jax.losses.cross_entropy import MASKED_LOGIT, check_softmax
 from seqrec_jax.losses.loss import Loss
 from seqrec_jax.losses.negatives import AnyProposal, Keys, Predictions, dot, positive_logits, score_history, wide
 
 LOGITS_PER_BLOCK = 1 << 21
+MOST_DOMAINS = 8
+"""Datasets that may be trained on together with their own catalogs by the full softmax."""
 
 
 def _blocks(outputs: jax.Array, catalog: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -89,6 +91,31 @@ def _repeats(
     return jnp.log1p(held * jnp.expm1(offset)), jnp.where(is_target, offset, 0)
 
 
+def _competing(predictions: Predictions, temperature: float) -> tuple[jax.Array, jax.Array]:
+    """Outputs and catalog whose products are the logits, far below all others for items of another dataset.
+
+    A column for each dataset does it: 1 for its items, and for targets of the others what a masked logit has.
+    """
+    outputs, catalog, domains = predictions.outputs, predictions.embeddings, predictions.domains
+    if domains is None:
+        return outputs, catalog
+    numbers = jnp.arange(1, MOST_DOMAINS + 1)
+    foreign = domains[predictions.observed.targets][:, None] != numbers
+    columns = jnp.where(foreign, MASKED_LOGIT * temperature, 0).astype(outputs.dtype)
+    belongs = (domains[:, None] == numbers).astype(catalog.dtype)
+    return jnp.concatenate([outputs, columns], 1), jnp.concatenate([catalog, belongs], 1)
+
+
+def _mean_logit(predictions: Predictions) -> jax.Array:
+    """Mean logit of the items that each target competes with: [targets]."""
+    embeddings, domains = predictions.embeddings, predictions.domains
+    if domains is None:
+        return dot(predictions.outputs, embeddings[1:].mean(0))
+    belongs = (domains[:, None] == jnp.arange(1, MOST_DOMAINS + 1)).astype(embeddings.dtype)
+    means = belongs.T @ embeddings / jnp.maximum(belongs.sum(0), 1)[:, None]
+    return (predictions.outputs * means[domains[predictions.observed.targets] - 1]).sum(-1)
+
+
 @gin.configurable
 def full_softmax(temperature: float = 1.0, label_smoothing: float = 0.0) -> Loss:
     """Cross entropy of the target among all items, in blocks of items.
@@ -104,7 +131,7 @@ def full_softmax(temperature: float = 1.0, label_smoothing: float = 0.0) -> Loss
 
     def losses(keys: Keys, predictions: Predictions, proposal: AnyProposal) -> jax.Array:
         del keys, proposal
-        normalizer = log_normalizer(predictions.outputs, predictions.embeddings, temperature)
+        normalizer = log_normalizer(*_competing(predictions, temperature), temperature)
         positive = positive_logits(predictions) / temperature
         if predictions.repeat_offset is not None:
             offset = predictions.repeat_offset / temperature
@@ -112,7 +139,7 @@ def full_softmax(temperature: float = 1.0, label_smoothing: float = 0.0) -> Loss
             normalizer, positive = normalizer + more, positive + repeated
         if not label_smoothing:
             return normalizer - positive
-        mean = dot(predictions.outputs, predictions.embeddings[1:].mean(0)) / temperature
+        mean = _mean_logit(predictions) / temperature
         return normalizer - (1 - label_smoothing) * positive - label_smoothing * mean
 
     return Loss(lambda *_: None, lambda *_: None, losses, whole_catalog=True)

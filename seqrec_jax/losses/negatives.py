@@ -59,6 +59,8 @@ class Predictions(NamedTuple):
             number.
         drawn: [1 or targets, n] int32 catalog items; None where nothing was drawn from the catalog.
         drawn_rows: their rows of `embeddings`.
+        domains: [n_items + 1] int32, the dataset of each item, where targets compete with those of their own alone;
+            None where they compete with all.
     """
 
     observed: Observed
@@ -71,6 +73,7 @@ class Predictions(NamedTuple):
     repeat_offset: jax.Array | None = None
     drawn: jax.Array | None = None
     drawn_rows: jax.Array | None = None
+    domains: jax.Array | None = None
 
 
 class Scored(NamedTuple):
@@ -81,7 +84,7 @@ class Scored(NamedTuple):
         negative: [targets, n] float32.
         positive_log_q: [targets] float32.
         negative_log_q: [1 or targets, n] float32.
-        hit: [1 or targets, n] bool, a negative that is the target itself.
+        hit: [1 or targets, n] bool, a negative that is not one: the target itself, or of another dataset.
     """
 
     positive: jax.Array
@@ -153,7 +156,7 @@ class Negatives(NamedTuple):
             proposal.log_q(observed, observed.targets[:, None] if proposal.per_target else observed.targets[None])
             .reshape(-1),
             proposal.log_q(observed, predictions.drawn),
-            predictions.drawn == observed.targets[:, None],
+            is_none(predictions, predictions.drawn),
         )  # fmt: skip
 
 
@@ -171,6 +174,13 @@ def positive_logits(predictions: Predictions) -> jax.Array:
     """Dot products of the outputs with their targets: [targets] float32."""
     kind = wide(predictions.outputs)
     return (predictions.outputs.astype(kind) * predictions.target_embeddings.astype(kind)).sum(-1)
+
+
+def is_none(predictions: Predictions, drawn: jax.Array) -> jax.Array:
+    """Which of the drawn items [1 or targets, n] are no negatives of the targets: [targets, n] bool."""
+    targets, domains = predictions.observed.targets[:, None], predictions.domains
+    same = drawn == targets
+    return same if domains is None else same | (domains[drawn] != domains[targets])
 
 
 def score_history(predictions: Predictions) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -230,7 +240,7 @@ def _score_batch(keys: jax.Array, predictions: Predictions, n: int) -> Scored:
         (predictions.outputs, ordinals, keys),
         batch_size=min(TARGETS_PER_BLOCK, len(targets)),
     )
-    return Scored(positive_logits(predictions), logits, positive_log_q, log_q, items == targets[:, None])
+    return Scored(positive_logits(predictions), logits, positive_log_q, log_q, is_none(predictions, items))
 
 
 def _score_directions(keys: jax.Array, predictions: Predictions, n: int, distance: float) -> Scored:

@@ -1,7 +1,7 @@
 """The step of a run, compiled for a batch size, or for the largest that fits."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -65,6 +65,8 @@ class StepCompiler:
         start: parameters to begin with; None for fresh ones.
         tuning: what of them is trained; None for all.
         held: what the tuning's penalty holds them to.
+        groups: see training_batches.
+        shares: see training_batches.
         task: whose bindings messages name.
     """
 
@@ -89,6 +91,8 @@ class StepCompiler:
     start: nnx.State | None = None
     tuning: Tuning | None = None
     held: Held | None = None
+    groups: np.ndarray | None = None
+    shares: Sequence[float] | None = None
     task: str = "pretrain"
 
     def batches(self, batch_size: int) -> PackedBatches:
@@ -107,6 +111,8 @@ class StepCompiler:
             seed=self.seed,
             accumulation_steps=self.precision.accumulation_steps,
             task=self.task,
+            groups=self.groups,
+            shares=self.shares,
         )
 
     def _shapes(self, optimizer: optax.GradientTransformation) -> TrainState:

@@ -8,7 +8,15 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
-from seqrec_jax.data.split import Split, TrainingLog, leave_one_out, share_of_users, training_log
+from seqrec_jax.data.joined import Joined, is_user_in, join
+from seqrec_jax.data.split import (
+    Split,
+    TrainingLog,
+    leave_one_out,
+    share_of_users,
+    training_log,
+    without_users,
+)
 from seqrec_jax.data.store import Dataset, open_dataset
 from seqrec_jax.errors import InputError
 from seqrec_jax.model.item_encoder import ITEM_ID
@@ -126,3 +134,62 @@ def open_domain(
         logging.info("%s: has another catalog, so the checkpoint's item rows are left behind", data.folder)
     start = carry(restored.params, before.architecture, architecture, record.vocab_sizes, seed, same_catalog)
     return Domain(data, split, training_log(data, split), record, features_of_record(data, record), start)
+
+
+class TrainingSet(NamedTuple):
+    """What fine-tuning trains on: the domain, or the domain and a share of what the model was pre-trained on.
+
+    Attributes:
+        data: the dataset, or the union.
+        split: its training part.
+        log: the same, for the negatives.
+        features: what the model reads of its items.
+        domains: see Catalog.
+        groups: see training_batches.
+        shares: see training_batches.
+    """
+
+    data: Dataset
+    split: Split
+    log: TrainingLog
+    features: dict[str, np.ndarray]
+    domains: np.ndarray | None = None
+    groups: np.ndarray | None = None
+    shares: tuple[float, ...] | None = None
+
+
+def stacked(of_domain: Mapping[str, np.ndarray], of_others: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Features of the domain's items and of others after them; those have no rows of their own, but the padding's."""
+    features: dict[str, np.ndarray] = {}
+    for name, first in of_domain.items():
+        if name == ITEM_ID:
+            n_others = len(next(iter(of_others.values()))) - 1
+            features[name] = np.concatenate([first, np.zeros(n_others, first.dtype)])
+            continue
+        second = of_others[name][1:]
+        width = max(first.shape[1], second.shape[1])
+        wide = [np.pad(tokens, ((0, 0), (0, width - tokens.shape[1]))) for tokens in (first, second)]
+        features[name] = np.concatenate(wide)
+    return features
+
+
+def with_replay(domain: Domain, pretraining: Joined, pretrained: ModelRecord, share: float) -> TrainingSet:
+    """The domain and the pre-training datasets, without the domain's users, each with its own catalog.
+
+    Args:
+        domain: the small domain.
+        pretraining: the datasets.
+        pretrained: record of the checkpoint's model.
+        share: of each batch's targets that are of pre-training, on average.
+    """
+    other = pretraining.whole
+    known = domain.data.interactions_table["user_id"].combine_chunks()
+    left = without_users(leave_one_out(other), is_user_in(other, known))
+    joined = join([domain.data, *pretraining.parts])
+    lengths = np.concatenate([domain.split.train_lengths, left.train_lengths])
+    split = Split(lengths, domain.split.valid, domain.split.test)
+    features = stacked(domain.features, features_of_record(other, pretrained))
+    groups = joined.groups().clip(max=1)
+    domains = joined.domains()
+    shares = (1 - share, share)
+    return TrainingSet(joined.whole, split, training_log(joined.whole, split), features, domains, groups, shares)

@@ -18,8 +18,8 @@ from rich.console import Console
 
 from seqrec_jax.data import format
 from seqrec_jax.data.batches import prefetch
+from seqrec_jax.data.joined import Joined
 from seqrec_jax.data.split import TrainingLog, leave_one_out, training_log
-from seqrec_jax.data.store import Dataset, open_dataset
 from seqrec_jax.devices import device_mesh, local_shards, place, replicate, split_rows
 from seqrec_jax.errors import InputError
 from seqrec_jax.evaluation.baselines import popularity_ranks
@@ -33,13 +33,13 @@ from seqrec_jax.losses.proposals.by_count import popularity
 from seqrec_jax.model import parameters
 from seqrec_jax.model.recommender import graph_of
 from seqrec_jax.tasks.compiled_step import StepCompiler
-from seqrec_jax.tasks.domain import Domain, open_domain
+from seqrec_jax.tasks.domain import Domain, TrainingSet, open_domain, with_replay
 from seqrec_jax.tasks.reference_params import reference_params
 from seqrec_jax.tasks.restored import check_tokenizer
 from seqrec_jax.tasks.settings import check_settings
 from seqrec_jax.tasks.stage import Writing, finished_before, log_size, train_stage, training_summary
 from seqrec_jax.tasks.tables import results_table
-from seqrec_jax.tasks.training_data import epoch_tokens, features_of_record, training_batches
+from seqrec_jax.tasks.training_data import epoch_tokens, features_of_record, open_joined, training_batches
 from seqrec_jax.tasks.transfer_report import DomainReport, Origin, report_table
 from seqrec_jax.training import costs
 from seqrec_jax.training.carry import renamed
@@ -85,10 +85,20 @@ class Settings:
 class _FineTuning:
     """A fine-tuning in its folder."""
 
-    def __init__(self, settings: Settings, domain: Domain, ranking: Ranking, mesh: Mesh, guards: Guards):
+    def __init__(
+        self,
+        settings: Settings,
+        domain: Domain,
+        training: TrainingSet,
+        ranking: Ranking,
+        mesh: Mesh,
+        guards: Guards,
+    ):
         self._settings, self._domain, self._mesh, self._guards = settings, domain, mesh, guards
         self.held: Held | None = None
-        self._catalog = replicate(mesh, Catalog(domain.features, settings.proposal(domain.log)))
+        self._training = training
+        self._features = replicate(mesh, domain.features)
+        self._catalog = replicate(mesh, Catalog(training.features, settings.proposal(training.log), training.domains))
         self._graph = graph_of(domain.record.architecture, domain.record.vocab_sizes)
         max_length = domain.record.architecture.max_length
         valid, test = (
@@ -101,26 +111,27 @@ class _FineTuning:
 
     def compiler(self, stage: Stage, start: nnx.State) -> StepCompiler:
         """Makes the step of a stage that begins with these parameters."""
-        s, domain, record = self._settings, self._domain, self._domain.record
+        s, record = self._settings, self._domain.record
         strength = 0.0 if s.penalty is None else s.penalty.strength
         tuning = Tuning(start, stage.trains, stage.adapts, stage.rank, strength)
         return StepCompiler(
-            data=domain.data, split=domain.split, mesh=self._mesh, architecture=record.architecture,
+            data=self._training.data, split=self._training.split, mesh=self._mesh, architecture=record.architecture,
             vocab_sizes=record.vocab_sizes, catalog=self._catalog, objective=s.objective, schedule=s.schedule,
             optimizer=s.optimizer, precision=Precision(s.compute_dtype), seed=s.seed, epochs=stage.epochs,
             loss_positions="all", rematerialize=False, ema_decay=s.ema_decay,
             skip_nonfinite=self._guards.skip_nonfinite > 0, learning_rate_batch_size=None,
             learning_rate_scaling="sqrt", start=None if stage.fresh else start, tuning=tuning,
-            held=None if stage.fresh else self.held, task="finetune",
+            held=None if stage.fresh else self.held, groups=self._training.groups, shares=self._training.shares,
+            task="finetune",
         )  # fmt: skip
 
     def validate(self, params: nnx.State) -> dict[str, float]:
         """Metrics on the validation targets."""
-        return summarize(self._valid.ranks(params, self._catalog.features), self._ranking.ks)
+        return summarize(self._valid.ranks(params, self._features), self._ranking.ks)
 
     def report(self, params: nnx.State) -> dict[str, Any]:
         """Metrics on test, whole and in slices."""
-        return self._report.of(params, self._catalog.features)
+        return self._report.of(params, self._features)
 
     def train(
         self, stages: Sequence[Stage], folder: RunDir, checkpoints: Checkpoints, reports: Reports, metrics: MetricsLog
@@ -150,7 +161,7 @@ class _FineTuning:
                     plan = Plan(
                         stage.epochs, s.eval_every, s.stopping_step, s.valid_metric, self._guards.skip_nonfinite,
                         compiled.schedule.learning_rate, costs.compiled_flops(compiled.step),
-                        costs.matmul_peak(s.compute_dtype), epoch_tokens(self._domain.log, self._domain.features),
+                        costs.matmul_peak(s.compute_dtype), epoch_tokens(self._training.log, self._training.features),
                     )  # fmt: skip
                     progress, params = train_stage(compiler, compiled, plan, self.validate, folder, writing, stop)
                     per_epoch = compiled.batches.steps_per_epoch
@@ -246,13 +257,15 @@ def _keep(path: Path, domain: Domain, params: nnx.State, step: int, checkpoints:
 
 
 def importance_of(
-    restored: Restored, data: Dataset, domain: Domain, settings: Settings, mesh: Mesh, n_batches: int
+    restored: Restored, joined: Joined, domain: Domain, settings: Settings, mesh: Mesh, n_batches: int
 ) -> dict[str, jax.Array]:
     """The Fisher information of a checkpoint's parameters on its pre-training dataset, by their names in the domain's
     model; see fisher."""
-    record, split = restored.record, leave_one_out(data)
+    record, data = restored.record, joined.whole
+    split = leave_one_out(data)
     features = features_of_record(data, record)
-    catalog = replicate(mesh, Catalog(features, settings.proposal(training_log(data, split))))
+    domains = joined.domains() if len(joined.parts) > 1 else None
+    catalog = replicate(mesh, Catalog(features, settings.proposal(training_log(data, split)), domains))
     batches = training_batches(
         data, split, train_batch_size=settings.train_batch_size, loss_positions="all",
         max_length=record.architecture.max_length, shards=mesh.size, seed=settings.seed, task="finetune",
@@ -271,7 +284,7 @@ def importance_of(
 
 
 def _held(
-    restored: Restored, pretraining: Dataset | None, domain: Domain, settings: Settings, mesh: Mesh, path: Path
+    restored: Restored, pretraining: Joined | None, domain: Domain, settings: Settings, mesh: Mesh, path: Path
 ) -> Held | None:
     """What the penalty holds the parameters to; the Fisher information is kept in the run's folder."""
     penalty = settings.penalty
@@ -308,12 +321,13 @@ def finetune(
     dataset: str = gin.REQUIRED,
     run_dir: str = gin.REQUIRED,
     method: Callable[[int], Sequence[Stage]] = full,
-    pretraining_dataset: str | None = None,
+    pretraining_dataset: str | Sequence[str] | None = None,
     seed: int = 2020,
     users_share: float = 1.0,
     changes: Mapping[str, Any] | None = None,
     penalty: Callable[[], Penalty] | None = None,
     averages: Sequence[float] = (),
+    replay_share: float = 0.0,
     train_batch_size: int = 3200,
     loss: Callable[[], Loss] = full_softmax,
     proposal: Callable[[TrainingLog], AnyProposal] = popularity,
@@ -338,7 +352,8 @@ def finetune(
         run_dir: folder of the run.
         method: what is trained, stage after stage: `full`, `progressive`, `only_embeddings`, `low_rank` or
             `from_scratch`.
-        pretraining_dataset: that of the checkpoint, to see there what is forgotten; `ewc` needs it.
+        pretraining_dataset: that of the checkpoint, or several, to see there what is forgotten; `ewc` and replay_share
+            need it.
         seed: of the users' share, order, dropout, negatives, and what the checkpoint lacks.
         users_share: of the domain's users, for training and validation; test keeps all.
         changes: fields of Architecture to change: item_encoder, repeat_offset, hidden_dropout, attention_dropout,
@@ -346,9 +361,10 @@ def finetune(
         penalty: holds the parameters near the checkpoint's: `l2_sp` or `ewc`; None for none.
         averages: shares of the tuned parameters, in (0, 1), in averages with the checkpoint's to try in the end on
             validation.
+        replay_share: of each batch's targets that are of the pre-training dataset, on average, against forgetting.
         train_batch_size: targets of a step, about, over all devices.
         loss: of the targets.
-        proposal: of the negatives, from the domain's training log.
+        proposal: of the negatives, from the training log.
         schedule: learning rates of a stage, from its number of steps.
         optimizer: of a stage, from the schedule.
         ema_decay: see pretrain.
@@ -374,6 +390,10 @@ def finetune(
             "finetune.penalty = @ewc weighs parameters by what they mean to the pre-training dataset; bind "
             "PRETRAINING_DATASET to its folder"
         )
+    if not 0 <= replay_share < 1:
+        raise InputError(f"finetune.replay_share = {replay_share} is not in [0, 1)")
+    if replay_share and pretraining_dataset is None:
+        raise InputError("finetune.replay_share needs pre-training data; bind PRETRAINING_DATASET to its folder")
     if any(not 0 < share < 1 for share in averages):
         raise InputError(f"finetune.averages = {tuple(averages)} must hold shares in (0, 1)")
     guards, checkpoints, reports, tracker = Guards(), Checkpoints(), Reports(), Tracker()
@@ -383,16 +403,21 @@ def finetune(
         "finetune", domain.record.architecture, ranking, settings.objective, valid_metric=valid_metric,
         compute_dtype=compute_dtype, ema_decay=ema_decay, train_batch_size=train_batch_size, eval_every=eval_every,
     )  # fmt: skip
-    settings.objective.check(settings.proposal(domain.log), domain.data.n_items, 2)
-    pretraining = None if pretraining_dataset is None else open_dataset(pretraining_dataset, verify=True)
-    if pretraining is not None:
-        check_tokenizer(pretraining, restored.record, checkpoint)
+    pretraining = None
+    if pretraining_dataset is not None:
+        folders = [pretraining_dataset] if isinstance(pretraining_dataset, str) else pretraining_dataset
+        pretraining = open_joined(folders)
+        check_tokenizer(pretraining.whole, restored.record, checkpoint)
+    training = TrainingSet(domain.data, domain.split, domain.log, domain.features)
+    if pretraining is not None and replay_share:
+        training = with_replay(domain, pretraining, restored.record, replay_share)
+    settings.objective.check(settings.proposal(training.log), training.data.n_items, 2)
     stages = method(domain.record.architecture.n_layers)
     folder = RunDir(run_dir)
     with folder.held() as path:
         config = gin.operative_config_str() + f"{DATA}dataset.sha256 = {domain.data.digest()}\n"
         config += f"{DATA}checkpoint.sha256 = {parameters.sha256(restored.params)}\n"
-        work = _FineTuning(settings, domain, ranking, mesh, guards)
+        work = _FineTuning(settings, domain, training, ranking, mesh, guards)
         for stage in stages:
             work.compiler(stage, domain.start).prepare(train_batch_size)
         if folder.begin(config, overwrite):
@@ -406,7 +431,7 @@ def finetune(
                 _tracked(domain, stages, settings) | {"checkpoint": checkpoint, "users_share": users_share}
             )
         metrics = MetricsLog(path / METRICS_FILE if work.first else None)
-        origin = None if pretraining is None else Origin(pretraining, restored.record, mesh, ranking)
+        origin = None if pretraining is None else Origin(pretraining, restored.record, ranking, mesh)
         with tracker.until_closed():
             before = work.report(place(mesh, domain.start))
             metrics.add("zero_shot", 0, 0, {f"zero_shot/{name}": value for name, value in before["test"].items()})

@@ -1,7 +1,7 @@
 """Task: train a recommender on a dataset, keep the best checkpoint, and write results.json."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gin
@@ -13,12 +13,11 @@ from rich.console import Console
 
 from seqrec_jax.data import format
 from seqrec_jax.data.batches import PackedBatches
+from seqrec_jax.data.joined import Joined
 from seqrec_jax.data.split import TrainingLog, leave_one_out, training_log
-from seqrec_jax.data.store import Dataset, open_dataset
+from seqrec_jax.data.store import Dataset
 from seqrec_jax.devices import device_mesh, replicate
-from seqrec_jax.evaluation.baselines import popularity_ranks
-from seqrec_jax.evaluation.metrics import summarize
-from seqrec_jax.evaluation.ranking import Ranking, TargetRanker
+from seqrec_jax.evaluation.ranking import Ranking
 from seqrec_jax.files import copy_file, write_text
 from seqrec_jax.losses import full_softmax, pairwise  # noqa: F401  (their names in Gin)
 from seqrec_jax.losses.loss import Loss
@@ -29,11 +28,19 @@ from seqrec_jax.losses.sampled_softmax import sampled_softmax
 from seqrec_jax.model import parameters
 from seqrec_jax.model.recommender import Architecture, graph_of
 from seqrec_jax.tasks.compiled_step import CompiledStep, StepCompiler
+from seqrec_jax.tasks.part_rankers import PartRankers
 from seqrec_jax.tasks.reference_params import reference_params
 from seqrec_jax.tasks.settings import AUTO, check_columns, check_settings
-from seqrec_jax.tasks.stage import Writing, finished_before, log_size, rankers_of, train_stage, training_summary
+from seqrec_jax.tasks.stage import Writing, finished_before, log_size, train_stage, training_summary
 from seqrec_jax.tasks.tables import results_table
-from seqrec_jax.tasks.training_data import epoch_tokens, item_features, model_record
+from seqrec_jax.tasks.training_data import (
+    OWN,
+    epoch_tokens,
+    item_features,
+    model_record,
+    open_joined,
+    without_users_of,
+)
 from seqrec_jax.training import checkpoint, costs
 from seqrec_jax.training.guards import Guards, check_memory
 from seqrec_jax.training.metrics_log import METRICS as METRICS_FILE
@@ -65,11 +72,13 @@ class _Run:
         compiled: CompiledStep,
         record: ModelRecord,
         log: TrainingLog,
+        joined: Joined,
         ranking: Ranking,
         folder: RunDir,
         tracker: Tracker,
     ):
         self._compiler, self._compiled, self._record, self._log = compiler, compiled, record, log
+        self._joined = joined
         self._ranking, self._folder, self._tracker = ranking, folder, tracker
         self._first = jax.process_index() == 0
 
@@ -80,21 +89,25 @@ class _Run:
         compiler, compiled, path = self._compiler, self._compiled, self._folder.path
         graph = graph_of(compiler.architecture, compiler.vocab_sizes)
         if self._first:
-            copy_file(compiler.data.folder / format.TOKENIZER, path / format.TOKENIZER)
+            copy_file(self._joined.parts[0].folder / format.TOKENIZER, path / format.TOKENIZER)
             self._tracker.start(path)
             self._tracker.log_artifact(path / CONFIG)
             self._tracker.log_params(self._params(compiler.param_shapes(), plan))
         agree(None)
-        rankers = rankers_of(compiler, self._ranking, graph)
+        valid, test = (
+            PartRankers(graph, self._joined, targets, self._ranking, compiler.architecture.max_length, compiler.mesh)
+            for targets in (compiler.split.valid, compiler.split.test)
+        )
+        features = compiler.catalog.features
         metrics = MetricsLog(path / METRICS_FILE if self._first else None)
         writing = Writing(path, self._record, checkpoints, reports, metrics)
         with self._tracker.until_closed():
             with StopRequests(guards.max_hours) as stop:
                 progress, params = train_stage(
-                    compiler, compiled, plan, lambda params: self._ranked(rankers["valid"], params), self._folder,
-                    writing, stop,
+                    compiler, compiled, plan, lambda params: valid.metrics(params, features), self._folder, writing,
+                    stop,
                 )  # fmt: skip
-            results = self._results(progress, rankers["test"], params, metrics)
+            results = self._results(progress, test, params, metrics)
         if self._first:
             print_results(results, self._ranking)
         return results
@@ -118,16 +131,13 @@ class _Run:
             "device_kind": jax.devices()[0].device_kind,
         }
 
-    def _ranked(self, ranker: TargetRanker, params: nnx.State) -> dict[str, float]:
-        return summarize(ranker.ranks(params, self._compiler.catalog.features), self._ranking.ks)
-
     def _results(
-        self, progress: Progress, ranker: TargetRanker, params: nnx.State, metrics: MetricsLog
+        self, progress: Progress, rankers: PartRankers, params: nnx.State, metrics: MetricsLog
     ) -> dict[str, Any]:
         """Evaluates the best parameters on test, and writes results.json."""
         batches = self._compiled.batches
-        test = self._ranked(ranker, params)
-        popular = summarize(popularity_ranks(ranker, self._log.counts), self._ranking.ks)
+        test = rankers.metrics(params, self._compiler.catalog.features)
+        popular = rankers.popularity(self._log.counts)
         best_epoch = progress.best_step // batches.steps_per_epoch
         results = collect_results(self._compiler.data, batches, progress, test, popular)
         results["params_sha256"] = parameters.sha256(replicate(self._compiler.mesh, params))
@@ -157,8 +167,11 @@ def collect_results(
 
 @gin.configurable
 def pretrain(
-    dataset: str = gin.REQUIRED,
+    dataset: str | Sequence[str] = gin.REQUIRED,
     run_dir: str = gin.REQUIRED,
+    dataset_shares: Sequence[float] | None = None,
+    negatives_from: str = OWN,
+    exclude_users_of: Sequence[str] = (),
     seed: int = 2020,
     epochs: int = 50,
     train_batch_size: int | str = 128,
@@ -187,8 +200,13 @@ def pretrain(
     tracking.json,results.json}`.
 
     Args:
-        dataset: dataset folder.
+        dataset: dataset folder, or several of one tokenizer, each with its own catalog and users.
         run_dir: folder of the run.
+        dataset_shares: of an epoch's targets for each of several datasets, in any unit; None takes every interaction
+            once.
+        negatives_from: of several datasets: `own`, a target competes with the items of its own dataset; `all`.
+        exclude_users_of: dataset folders, or text files of an id a line, whose users are left out of training and
+            evaluation.
         seed: of initialisation, order, dropout and negatives.
         epochs: at most.
         train_batch_size: targets of a step, about, over all devices; `auto` for the most that fit.
@@ -227,20 +245,23 @@ def pretrain(
     )  # fmt: skip
     guards, checkpoints, reports, tracker = Guards(), checkpoint.Checkpoints(), Reports(), Tracker()
     mesh = device_mesh(model_axis=model_axis)
-    data = open_dataset(dataset, verify=True)
-    split = leave_one_out(data)
+    joined = open_joined([dataset] if isinstance(dataset, str) else dataset, dataset_shares, negatives_from)
+    data, several = joined.whole, len(joined.parts) > 1
+    split = without_users_of(leave_one_out(data), data, exclude_users_of)
     features = item_features(data, architecture, max_tokens)
     log = training_log(data, split)
     negatives = proposal(log)
     record = model_record(data, architecture, features)
     check_columns(record, architecture, model_axis)
+    domains = joined.domains() if several and negatives_from == OWN else None
     compiler = StepCompiler(
         data=data, split=split, mesh=mesh, architecture=architecture, vocab_sizes=record.vocab_sizes,
-        catalog=replicate(mesh, Catalog(features, negatives)), objective=objective, schedule=schedule,
+        catalog=replicate(mesh, Catalog(features, negatives, domains)), objective=objective, schedule=schedule,
         optimizer=optimizer, precision=Precision(compute_dtype, accumulation_steps), seed=seed, epochs=epochs,
         loss_positions=loss_positions, rematerialize=rematerialize, ema_decay=ema_decay,
         skip_nonfinite=guards.skip_nonfinite > 0, learning_rate_batch_size=learning_rate_batch_size,
-        learning_rate_scaling=learning_rate_scaling,
+        learning_rate_scaling=learning_rate_scaling, groups=joined.groups() if several else None,
+        shares=dataset_shares,
     )  # fmt: skip
     rows = 2 if train_batch_size == AUTO else compiler.batches(int(train_batch_size)).rows // mesh.size
     objective.check(negatives, data.n_items, rows // accumulation_steps)
@@ -258,7 +279,7 @@ def pretrain(
         if folder.begin(config, overwrite):
             return finished_before(folder, tracker, lambda results: print_results(results, ranking))
         logging.info("configuration:\n%s", config)
-        run = _Run(compiler, compiled, record, log, ranking, folder, tracker)
+        run = _Run(compiler, compiled, record, log, joined, ranking, folder, tracker)
         plan = Plan(
             epochs, eval_every, stopping_step, valid_metric, guards.skip_nonfinite, compiled.schedule.learning_rate,
             costs.compiled_flops(compiled.step), costs.matmul_peak(compute_dtype), epoch_tokens(log, features),

@@ -9,7 +9,6 @@ import jax
 from absl import logging
 from flax import nnx
 
-from seqrec_jax.evaluation.ranking import Ranking, TargetRanker
 from seqrec_jax.model import parameters
 from seqrec_jax.tasks.compiled_step import CompiledStep, StepCompiler
 from seqrec_jax.training import checkpoint
@@ -99,14 +98,6 @@ def log_size(compiler: StepCompiler, compiled: CompiledStep, params: nnx.State) 
         compiler.data.name, batches.n_targets, batches.steps_per_epoch, 100 * batches.packing.fill,
         parameters.count(params), parameters.count(params, with_tables=False), compiled.bytes / 1e9,
     )  # fmt: skip
-
-
-def rankers_of(compiler: StepCompiler, ranking: Ranking, graph: nnx.GraphDef) -> dict[str, TargetRanker]:
-    """Rankers of the split's `valid` and `test` targets."""
-    return {
-        name: TargetRanker(graph, compiler.data, targets, ranking, compiler.architecture.max_length, compiler.mesh)
-        for name, targets in (("valid", compiler.split.valid), ("test", compiler.split.test))
-    }
 
 
 def training_summary(progress: Progress, targets_an_epoch: int, steps_per_epoch: int) -> dict[str, float]:

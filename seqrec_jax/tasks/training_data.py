@@ -1,18 +1,64 @@
 """What a training run reads of a dataset: its batches, and the features of its items."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from absl import logging
 
 from seqrec_jax.data import packing
-from seqrec_jax.data.batches import PackedBatches
-from seqrec_jax.data.split import Split, TrainingLog
-from seqrec_jax.data.store import Dataset
+from seqrec_jax.data.batches import Mixture, PackedBatches
+from seqrec_jax.data.joined import Joined, is_user_in, join, users_named_in
+from seqrec_jax.data.split import Split, TrainingLog, without_users
+from seqrec_jax.data.store import Dataset, open_dataset
 from seqrec_jax.errors import InputError
+from seqrec_jax.losses.full_softmax import MOST_DOMAINS
 from seqrec_jax.model.item_encoder import ITEM_ID
 from seqrec_jax.model.recommender import Architecture
 from seqrec_jax.training.model_record import ModelRecord
+
+OWN, ALL = "own", "all"
+
+
+def open_joined(folders: Sequence[str], shares: Sequence[float] | None = None, negatives_from: str = OWN) -> Joined:
+    """Opens one dataset or several.
+
+    Raises:
+        InputError: one is missing or damaged, their tokenizers differ, or a setting does not fit them.
+    """
+    if negatives_from not in (OWN, ALL):
+        raise InputError(f"pretrain.negatives_from = {negatives_from!r} is neither {OWN!r} nor {ALL!r}")
+    if not folders:
+        raise InputError("DATASET = [] names no dataset")
+    if shares is not None and (len(shares) != len(folders) or min(shares) <= 0):
+        raise InputError(
+            f"pretrain.dataset_shares = {list(shares)} must hold a number above 0 for each of {len(folders)} datasets"
+        )
+    if negatives_from == OWN and len(folders) > MOST_DOMAINS:
+        raise InputError(
+            f"DATASET names {len(folders)} datasets, and {MOST_DOMAINS} at most may keep their own catalogs; join "
+            f"some in etl, or bind pretrain.negatives_from = {ALL!r}"
+        )
+    parts = [open_dataset(folder, verify=True) for folder in folders]
+    names = [part.name for part in parts]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"DATASET names two datasets {name!r}; their folders need different names")
+    return join(parts)
+
+
+def without_users_of(split: Split, data: Dataset, sources: Sequence[str]) -> Split:
+    """The split without the users that are named in other datasets or in files of ids; says how many.
+
+    Raises:
+        InputError: one of the sources is missing.
+    """
+    if not sources:
+        return split
+    left_out = is_user_in(data, users_named_in(sources))
+    logging.info(
+        "%s: %d of %d users left out, named in %s", data.name, left_out.sum(), data.n_users, ", ".join(sources)
+    )
+    return without_users(split, left_out)
 
 
 def training_batches(
@@ -26,6 +72,8 @@ def training_batches(
     seed: int,
     accumulation_steps: int = 1,
     task: str = "pretrain",
+    groups: np.ndarray | None = None,
+    shares: Sequence[float] | None = None,
 ) -> PackedBatches:
     """Batches of about `train_batch_size` targets.
 
@@ -40,6 +88,8 @@ def training_batches(
         seed: of the order.
         accumulation_steps: parts of each device's share; each is a shard of its own.
         task: whose bindings the messages name.
+        groups: [users] int64, the dataset of each user, where several are joined.
+        shares: of an epoch's targets for each of those; None takes every interaction once.
 
     Raises:
         InputError: the batch does not divide over the devices, or nothing is there to train on.
@@ -61,11 +111,15 @@ def training_batches(
     windows = (packing.prefixes if last_only else packing.all_positions)(dataset.offsets, split, max_length)
     if not len(windows.lengths):
         raise InputError(f"{dataset.folder}: no user has two training interactions, so there is nothing to train on")
-    if last_only:
-        layout = packing.one_per_row(windows.lengths, max_length)
-    else:
-        layout = packing.pack(windows.lengths, train_batch_size // rows)
-    return PackedBatches(dataset.items.take, windows, layout, rows=rows, shards=shards, last_only=last_only, seed=seed)
+    mixture, lengths = None, windows.lengths
+    if groups is not None and shares is not None:
+        users = np.searchsorted(dataset.offsets, windows.starts, side="right") - 1
+        mixture = Mixture.of_shares(groups[users], np.ones_like(lengths) if last_only else lengths, shares)
+        lengths = mixture.lengths_of_places(lengths)
+    layout = packing.one_per_row(lengths, max_length) if last_only else packing.pack(lengths, train_batch_size // rows)
+    return PackedBatches(
+        dataset.items.take, windows, layout, rows=rows, shards=shards, last_only=last_only, seed=seed, mixture=mixture
+    )
 
 
 def item_features(

@@ -1,21 +1,22 @@
 """What fine-tuning changed: on the domain, on its cold items and short histories, and where the model comes from."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from flax import nnx
 from jax.sharding import Mesh
 from rich.table import Table
 
+from seqrec_jax.data.joined import Joined
 from seqrec_jax.data.split import Targets, leave_one_out
 from seqrec_jax.data.store import Dataset
 from seqrec_jax.devices import replicate
 from seqrec_jax.evaluation.metrics import summarize
 from seqrec_jax.evaluation.ranking import Ranking, TargetRanker
 from seqrec_jax.model.recommender import Architecture, graph_of
+from seqrec_jax.tasks.part_rankers import PartRankers
 from seqrec_jax.tasks.training_data import features_of_record
 from seqrec_jax.training.carry import carry
 from seqrec_jax.training.model_record import ModelRecord
@@ -65,42 +66,33 @@ class DomainReport:
         }
 
 
-class Origin(NamedTuple):
-    """The pre-training domain, to see there what fine-tuning made the model forget.
+class Origin:
+    """What a model was pre-trained on, to see there what fine-tuning made it forget.
 
-    Attributes:
-        data: the pre-training dataset.
+    Args:
+        joined: the pre-training datasets.
         record: of the pre-trained model.
+        ranking: how their test targets are ranked.
         mesh: of devices.
-        ranking: how its test targets are ranked.
     """
 
-    data: Dataset
-    record: ModelRecord
-    mesh: Mesh
-    ranking: Ranking
+    def __init__(self, joined: Joined, record: ModelRecord, ranking: Ranking, mesh: Mesh):
+        self._record, self._mesh = record, mesh
+        self._features = features_of_record(joined.whole, record)
+        graph = graph_of(record.architecture, record.vocab_sizes)
+        targets = leave_one_out(joined.whole).test
+        self._rankers = PartRankers(graph, joined, targets, ranking, record.architecture.max_length, mesh)
 
     def test(self, params: nnx.State, architecture: Architecture) -> dict[str, float]:
-        """Metrics of a model, whose item rows are left out if they are of another catalog's items.
+        """Metrics of a fine-tuned model there; rows of another catalog's items are left out.
 
         Args:
             params: of the model.
             architecture: its own.
         """
-        original = self.record.architecture
-        carried = carry(params, architecture, original, self.record.vocab_sizes, seed=0, same_catalog=False)
-        ranker = TargetRanker(
-            graph_of(original, self.record.vocab_sizes), self.data, leave_one_out(self.data).test, self.ranking,
-            original.max_length, self.mesh,
-        )  # fmt: skip
-        features = replicate(self.mesh, features_of_record(self.data, self.record))
-        return summarize(ranker.ranks(replicate(self.mesh, carried), features), self.ranking.ks)
-
-
-def log_report(results: Mapping[str, Any], metric: str) -> None:
-    """Says in a line each what came of fine-tuning."""
-    for name, before, after in rows_of(results):
-        logging.info("%s: %s %.4f before, %.4f after", name, metric, before[metric], after[metric])
+        record = self._record
+        carried = carry(params, architecture, record.architecture, record.vocab_sizes, seed=0)
+        return self._rankers.metrics(replicate(self._mesh, carried), replicate(self._mesh, self._features))
 
 
 def rows_of(results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float], Mapping[str, float]]]:

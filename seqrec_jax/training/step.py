@@ -29,10 +29,13 @@ class Catalog(NamedTuple):
         features: per text feature [n_items + 1, tokens] of token ids, and `item_id` [n_items + 1] where the model has
             rows.
         proposal: of negatives.
+        domains: [n_items + 1] int32, the dataset of each item, where targets compete within their own; None where they
+            compete with all items.
     """
 
     features: Mapping[str, jax.Array | np.ndarray]
     proposal: AnyProposal
+    domains: jax.Array | np.ndarray | None = None
 
     @property
     def n_items(self) -> int:
@@ -189,6 +192,7 @@ def shard_loss(
         repeat_offset=model.repeat_offset,
         drawn=drawn,
         drawn_rows=encoded.of_drawn,
+        domains=None if catalog.domains is None else jnp.asarray(catalog.domains),
     )
     losses = loss.losses(keys, predictions, catalog.proposal)
     return jnp.where(batch.weights > 0, losses * batch.weights, 0).sum()
