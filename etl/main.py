@@ -6,7 +6,7 @@ from collections.abc import Callable
 import gin
 from absl import flags
 
-from etl import build_datasets, recbole  # noqa: F401  (they register with Gin)
+from etl import build_datasets, joint_tokenizer, recbole  # noqa: F401  (they register with Gin)
 from seqrec_jax.errors import InputError
 from seqrec_jax.host_memory import keep_freed_memory
 from seqrec_jax.launcher import launch

@@ -21,7 +21,7 @@ TITLES = {"movie_title": "title"}
 MAX_TOKENS = {"title": 40, "brand": 8, "keywords": 16}
 
 
-def _read_items(path: Path, max_tokens: Mapping[str, int]) -> tuple[list[str], dict[str, list[str]], dict[str, int]]:
+def read_items(path: Path, max_tokens: Mapping[str, int]) -> tuple[list[str], dict[str, list[str]], dict[str, int]]:
     """Item ids, raw texts of the features that the file has, and what was left out."""
     table = atomic_files.read(path, ["item_id"])
     table = table.rename_columns([TITLES.get(name, name) for name in table.column_names])
@@ -104,7 +104,7 @@ def convert(
     texts: dict[str, list[str]]
     if max_tokens or list(Path(source).glob("*.item")):
         item_path = atomic_files.find(Path(source), ".item")
-        item_ids, texts, rejected_items = _read_items(item_path, max_tokens)
+        item_ids, texts, rejected_items = read_items(item_path, max_tokens)
         inputs = [inter_path, item_path]
     else:
         item_ids, texts, rejected_items = _bought_items(inter_path), {}, {}

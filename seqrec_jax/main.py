@@ -11,7 +11,15 @@ from absl import flags
 from seqrec_jax.host_memory import keep_freed_memory
 from seqrec_jax.hosts import together
 from seqrec_jax.launcher import launch
-from seqrec_jax.tasks import evaluate, finetune, pretrain, quickstart, recommend, sweep  # noqa: F401  (they register with Gin)
+from seqrec_jax.tasks import (  # noqa: F401  (they register with Gin)
+    evaluate,
+    finetune,
+    pretrain,
+    quickstart,
+    recommend,
+    sweep,
+    transfer_study,
+)
 
 SECONDS_BETWEEN_LOOKS = 0.2
 

@@ -413,7 +413,7 @@ def finetune(
         training = with_replay(domain, pretraining, restored.record, replay_share)
     settings.objective.check(settings.proposal(training.log), training.data.n_items, 2)
     stages = method(domain.record.architecture.n_layers)
-    folder = RunDir(run_dir)
+    folder = RunDir(run_dir, (STAGES, FISHER))
     with folder.held() as path:
         config = gin.operative_config_str() + f"{DATA}dataset.sha256 = {domain.data.digest()}\n"
         config += f"{DATA}checkpoint.sha256 = {parameters.sha256(restored.params)}\n"

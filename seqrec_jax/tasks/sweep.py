@@ -1,11 +1,8 @@
 """Task: search over bindings, each trial a training run of its own, and compare what came of them."""
 
-import contextlib
 import dataclasses
 import itertools
 import json
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,7 +16,7 @@ from rich.table import Table
 
 from seqrec_jax.errors import InputError
 from seqrec_jax.files import write_text
-from seqrec_jax.training.metrics_log import METRICS
+from seqrec_jax.tasks.child import Child, bound, command, tracked_under
 from seqrec_jax.training.run_dir import CONFIG, RESULTS, RunDir
 from seqrec_jax.training.stopping import StopRequests
 from seqrec_jax.training.tracking import Tracker
@@ -31,7 +28,6 @@ PLOT = "parallel_coordinates.html"
 SAMPLERS = ("tpe", "random", "grid")
 PRUNERS = ("median", "hyperband")
 SECONDS_BETWEEN_LOOKS = 0.5
-SECONDS_TO_STOP = 300
 RANGES = {"log": (float, True), "uniform": (float, False), "int": (int, False), "log_int": (int, True)}
 
 
@@ -88,49 +84,6 @@ class Space:
         return [dict(zip(self.bindings, point, strict=True)) for point in points]
 
 
-class Child:
-    """A trial's run, in a process of its own.
-
-    Args:
-        command: to run.
-        run_dir: of the trial.
-    """
-
-    def __init__(self, command: Sequence[str], run_dir: Path):
-        run_dir.mkdir(parents=True, exist_ok=True)
-        self._run_dir, self._log = run_dir, run_dir / "log.txt"
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
-
-    def evaluations(self, metric: str) -> dict[int, float]:
-        """The metric of each evaluated epoch so far."""
-        with contextlib.suppress(FileNotFoundError):
-            lines = (self._run_dir / METRICS).read_bytes().split(b"\n")[:-1]
-            epochs = [record for record in map(json.loads, lines) if record["kind"] == "epoch"]
-            return {e["epoch"]: e["metrics"][metric] for e in epochs if metric in e["metrics"]}
-        return {}
-
-    def status(self) -> int | None:
-        """The exit status; None while it runs."""
-        return self._process.poll()
-
-    def stop(self) -> None:
-        """Has the run write its checkpoint and end."""
-        self._process.terminate()
-        try:
-            self._process.wait(SECONDS_TO_STOP)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def last_line(self) -> str:
-        """What the process said last."""
-        lines = self._log.read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
-
-
 @dataclasses.dataclass
 class _Sweep:
     """A search under way; see sweep for the settings."""
@@ -148,11 +101,8 @@ class _Sweep:
     def command(self, number: int, chosen: Mapping[str, str]) -> list[str]:
         """What a trial runs."""
         places = {"DATASET": repr(self.dataset), "RUN_DIR": repr(str(self.run_dir(number)))}
-        tracked = {"Tracker.run_name": repr(f"trial {number}"), "Tracker.parent_run_id": repr(self.parent)}
-        tracked |= {f"Tracker.{name}": repr(value) for name, value in self.tracker.store.items()}
-        bound = [f"{name} = {value}" for name, value in (places | tracked | dict(chosen)).items()]
-        flags = [f"--gin_bindings={binding}" for binding in [*self.bindings, *bound]]
-        return [sys.executable, "-m", "seqrec_jax.main", f"--gin_file={self.base}", "--ends_with_parent", *flags]
+        tracked = tracked_under(self.tracker, self.parent, f"trial {number}")
+        return command(self.base, [*self.bindings, *bound(places | tracked | dict(chosen))])
 
     def run_dir(self, number: int) -> Path:
         """A trial's folder."""
@@ -318,7 +268,7 @@ def sweep(
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    tracker, folder = Tracker(), RunDir(run_dir)
+    tracker, folder = Tracker(), RunDir(run_dir, (TRIALS, STUDY, SUMMARY, PLOT))
     with folder.held() as path:
         folder.begin(gin.operative_config_str(), overwrite)
         study = optuna.create_study(

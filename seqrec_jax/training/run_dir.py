@@ -5,7 +5,7 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -26,9 +26,10 @@ DATA = "#: "
 """Begins a line of config.gin that is no binding, but what the run depends on all the same."""
 
 FREE = re.compile(
-    r"(pretrain|finetune|sweep)\.(run_dir|dataset|pretraining_dataset|checkpoint|overwrite|trials|max_hours)|pretrain\.model_axis|Guards\.(max_hours|memory_limit)"
+    r"\w+\.(run_dir|dataset|pretraining_dataset|checkpoint|overwrite|trials|max_hours|processes)"
+    r"|pretrain\.model_axis|Guards\.(max_hours|memory_limit)"
     r"|(Checkpoints|Reports|Tracker)\..*"
-    r"|(run|quickstart|convert|make_shop)\..*"
+    r"|transfer_study\.(shares|seeds)|(run|quickstart|convert|make_shop)\..*"
 )
 """Bindings that may change when a run goes on: where things lie, how much it tells and keeps, how long it may take. The
 dataset is compared by its checksums."""
@@ -84,10 +85,11 @@ class RunDir:
 
     Args:
         path: the folder.
+        writes: names of what the task writes there beside what every run does.
     """
 
-    def __init__(self, path: str):
-        self.path = Path(path)
+    def __init__(self, path: str, writes: Sequence[str] = ()):
+        self.path, self._writes = Path(path), tuple(writes)
         self._first, self._lock = is_first_host(), -1
 
     def _take(self) -> str | None:
@@ -148,18 +150,21 @@ class RunDir:
                 self._remove()
                 write_text(before, config)
             elif differences := _differences(before.read_text(), config):
+                task = re.search(r"^(\w+)\.overwrite = ", config, re.MULTILINE)
                 error = (
                     f"{self.path}: holds a run of another configuration, {differences}; bind another RUN_DIR, or "
-                    "pretrain.overwrite = True to remove it and start afresh"
+                    f"{task[1] if task else 'pretrain'}.overwrite = True to remove it and start afresh"
                 )
         agree(error)
         return (self.path / RESULTS).exists()
 
     def _remove(self) -> None:
-        for name in (CHECKPOINTS, DAMAGED, TRACE):
-            shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in (RESULTS, CONFIG, METRICS, TRACKING):
-            (self.path / name).unlink(missing_ok=True)
+        for name in (CHECKPOINTS, DAMAGED, TRACE, RESULTS, CONFIG, METRICS, TRACKING, *self._writes):
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     def check_disk(self, checkpoint_bytes: int, n_checkpoints: int) -> None:
         """Refuses to start where the checkpoints of a run will not fit on the disk.

@@ -1,0 +1,71 @@
+"""One tokenizer over several sources, so that a model can be pre-trained on all of them and transferred among them."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import gin
+import numpy as np
+import pyarrow as pa
+from absl import logging
+
+from etl import tokenizer
+from etl.raw import atomic_files
+from etl.recbole import MAX_TOKENS, read_items
+from seqrec_jax.data import format
+from seqrec_jax.errors import InputError
+
+
+def _columns(source: Path, features: Sequence[str]) -> Iterator[list[str]]:
+    """Raw texts of a dataset folder, or of a folder with an `.item` file."""
+    if (source / format.MANIFEST).is_file():
+        format.read_manifest(source)
+        table = pa.ipc.open_file(pa.memory_map(str(source / format.ITEMS))).read_all()
+        names = [name for name in features if name in table.column_names]
+        if not names:
+            raise InputError(f"{source}: has none of the text features {', '.join(features)}")
+        yield from ([text or "" for text in table[name].slice(1).to_pylist()] for name in names)
+        return
+    texts = read_items(atomic_files.find(source, ".item"), dict.fromkeys(features, 1))[1]
+    yield from texts.values()
+
+
+@gin.configurable
+def train_tokenizer(
+    sources: Sequence[str] = gin.REQUIRED,
+    output: str = gin.REQUIRED,
+    vocab_size: int = 30_000,
+    features: Sequence[str] = tuple(MAX_TOKENS),
+    texts_of_each: int = 1_000_000,
+    seed: int = 42,
+) -> tokenizer.Tokenizer:
+    """Trains a SentencePiece model on the items' texts of several sources.
+
+    Args:
+        sources: dataset folders, or folders of RecBole's atomic files.
+        output: `.model` file to write, which TOKENIZER may then be bound to.
+        vocab_size: pieces.
+        features: text columns to read, of those that a source has.
+        texts_of_each: most texts of each column of a source, drawn at random.
+        seed: of the draw.
+
+    Raises:
+        InputError: a source is missing or has no text; nothing is written.
+    """
+    if not sources:
+        raise InputError("SOURCES = [] names no source")
+    target = Path(output)
+    if target.is_dir() or not target.parent.is_dir():
+        raise InputError(f"{target}: is a folder, or lies in none; bind OUTPUT to a file such as 'tokenizer.model'")
+    texts: list[str] = []
+    for ordinal, source in enumerate(sources):
+        for column in _columns(Path(source), features):
+            kept = np.random.default_rng([seed, ordinal]).permutation(len(column))[:texts_of_each]
+            texts += [tokenizer.normalize(column[row]) for row in np.sort(kept)]
+    logging.info("tokenizer: training on %d texts of %d sources", len(texts), len(sources))
+    model = tokenizer.train(texts, vocab_size)
+    partial = target.with_name(f".{target.name}.partial")
+    partial.write_bytes(model.model)
+    os.replace(partial, target)
+    logging.info("%s: %d pieces", target, model.vocab_size)
+    return model
