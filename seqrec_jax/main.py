@@ -13,6 +13,7 @@ from seqrec_jax.hosts import together
 from seqrec_jax.launcher import launch
 from seqrec_jax.tasks import (  # noqa: F401  (they register with Gin)
     evaluate,
+    exchange,
     finetune,
     pretrain,
     quickstart,

@@ -24,48 +24,17 @@ from seqrec_jax.losses.negatives import Keys, local, shared
 from seqrec_jax.losses.sampled_softmax import sampled_softmax
 from seqrec_jax.model import parameters
 from seqrec_jax.model.recommender import Architecture, build
+from seqrec_jax.model.torch_names import from_torch
 from seqrec_jax.training.step import Catalog, shard_loss
 
 TOLERANCE = 1e-5
 FEATURES = ("title", "brand")
-TABLE = "feature_embed_layer.token_seq_embedding_table.item"
-BLOCK_PARTS = {
-    "multi_head_attention.query": "attention/query",
-    "multi_head_attention.key": "attention/key",
-    "multi_head_attention.value": "attention/value",
-    "multi_head_attention.dense": "attention/output",
-    "multi_head_attention.LayerNorm": "attention/norm",
-    "feed_forward.dense_1": "feed_forward/inner",
-    "feed_forward.dense_2": "feed_forward/output",
-    "feed_forward.LayerNorm": "feed_forward/norm",
-}
-
-
-def our_name(torch_name: str) -> str:
-    """The reference's parameter name to ours."""
-    if torch_name == "position_embedding.weight":
-        return "position_table"
-    if match := re.fullmatch(rf"{re.escape(TABLE)}\.(\d+)\.weight", torch_name):
-        return f"item_encoder/tables/{FEATURES[int(match[1])]}"
-    module, kind = torch_name.rsplit(".", 1)
-    if match := re.fullmatch(r"trm_encoder\.layer\.(\d+)\.(.+)", module):
-        ours = f"blocks/{match[1]}/{BLOCK_PARTS[match[2]]}"
-    else:
-        ours = {"adapter_layer": "item_encoder/projection", "LayerNorm": "norm"}[module]
-    if kind == "bias":
-        return f"{ours}/bias"
-    return f"{ours}/scale" if ours.endswith("norm") else f"{ours}/kernel"
-
-
-def our_array(torch_name: str, array: np.ndarray) -> np.ndarray:
-    """The reference's linear maps are stored [out, in], ours [in, out]."""
-    return array.T if our_name(torch_name).endswith("/kernel") else array
 
 
 def load_model(file) -> tuple[nnx.GraphDef, nnx.State]:
     """The file's weights in our model, whose shape is read off them."""
     torch = {name.removeprefix("param/"): file[name] for name in file if name.startswith("param/")}
-    arrays = {our_name(name): our_array(name, value) for name, value in torch.items()}
+    arrays, _ = from_torch(torch, FEATURES)
     n_layers = 1 + max(int(match[1]) for name in arrays if (match := re.match(r"blocks/(\d+)/", name)))
     features = [feature for feature in FEATURES if f"item_encoder/tables/{feature}" in arrays]
     max_length, hidden = arrays["position_table"].shape
@@ -142,10 +111,10 @@ def quantities(file) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         value, grads = jax.jit(jax.value_and_grad(mean_loss))(params)
         grads = parameters.named(grads)
         yield f"{kind}/loss", value, file[f"{kind}/loss"]
-        for name in file:
-            if name.startswith(f"{kind}/grad/"):
-                torch_name = name.removeprefix(f"{kind}/grad/")
-                yield name, grads[our_name(torch_name)], our_array(torch_name, file[name])
+        start = f"{kind}/grad/"
+        torch = {name.removeprefix(start): file[name] for name in file if name.startswith(start)}
+        for name, array in from_torch(torch, FEATURES)[0].items():
+            yield start + name, grads[name], array
 
 
 def error(ours: np.ndarray, theirs: np.ndarray) -> float:

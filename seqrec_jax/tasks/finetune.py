@@ -43,7 +43,7 @@ from seqrec_jax.tasks.training_data import epoch_tokens, features_of_record, ope
 from seqrec_jax.tasks.transfer_report import DomainReport, Origin, report_table
 from seqrec_jax.training import costs
 from seqrec_jax.training.carry import renamed
-from seqrec_jax.training.checkpoint import Checkpoints, CheckpointWriter, Restored, restore
+from seqrec_jax.training.checkpoint import Checkpoints, CheckpointWriter, Restored, restore, write_model
 from seqrec_jax.training.fisher import fisher
 from seqrec_jax.training.guards import Guards, check_memory
 from seqrec_jax.training.metrics_log import METRICS as METRICS_FILE
@@ -246,16 +246,6 @@ def _best_of(writing: Writing, step: int, like: nnx.State) -> nnx.State:
         writer.close()
 
 
-def _keep(path: Path, domain: Domain, params: nnx.State, step: int, checkpoints: Checkpoints) -> None:
-    """Writes the run's own checkpoint."""
-    writer = CheckpointWriter(path, domain.record, checkpoints)
-    try:
-        writer.save(step, params, {"step": jax.numpy.int32(step)}, {"best_step": step}, step)
-        writer.wait()
-    finally:
-        writer.close()
-
-
 def importance_of(
     restored: Restored, joined: Joined, domain: Domain, settings: Settings, mesh: Mesh, n_batches: int
 ) -> dict[str, jax.Array]:
@@ -448,7 +438,7 @@ def finetune(
                 flat |= {f"{name}/{metric}": value for metric, value in figures.items()}
             metrics.add("test", last["steps"], last["epochs"], flat)
             if work.first:
-                _keep(path, domain, params, sum(of["steps"] for of in summaries), checkpoints)
+                write_model(path, domain.record, params, sum(of["steps"] for of in summaries))
                 write_text(path / RESULTS, json.dumps(results, indent=2) + "\n")
                 tracker.log_artifact(path / RESULTS)
                 shutil.rmtree(path / STAGES)

@@ -215,9 +215,7 @@ def _check(methods: Mapping[str, Any], scratch: Sequence[str], shares: Sequence[
         raise InputError("METHODS = {} names no method")
     for name in scratch:
         if name not in methods:
-            raise InputError(
-                f"transfer_study.scratch names {name!r}, which is not one of METHODS: {', '.join(methods)}"
-            )
+            raise InputError(f"transfer_study.scratch names {name!r}, which is none of METHODS: {', '.join(methods)}")
     for share in shares:
         if not 0 < share <= 1:
             raise InputError(f"SHARES holds {share}, which is not in (0, 1]")

@@ -286,6 +286,26 @@ class CheckpointWriter:
             self._manager.close()
 
 
+def write_model(run_dir: Path, record: ModelRecord, params: nnx.State, step: int) -> None:
+    """Writes a checkpoint of a finished model, which nothing goes on from.
+
+    Args:
+        run_dir: folder that receives it.
+        record: of the model.
+        params: of the model.
+        step: its name, above 0.
+
+    Raises:
+        InputError: it could not be written.
+    """
+    writer = CheckpointWriter(run_dir, record, Checkpoints())
+    try:
+        writer.save(step, params, {"step": jnp.int32(step)}, {"best_step": step}, step)
+        writer.wait()
+    finally:
+        writer.close()
+
+
 class Restored(NamedTuple):
     """A checkpoint read back."""
 
