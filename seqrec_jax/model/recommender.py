@@ -20,6 +20,7 @@ from seqrec_jax.model.item_encoder import (
     TextAndIdItemEncoder,
     TextItemEncoder,
 )
+from seqrec_jax.model.lexical import LEXICAL, LexicalHead
 from seqrec_jax.model.transformer import ATTENTIONS, Block, attention_bias
 
 
@@ -42,6 +43,8 @@ class Architecture:
         repeat_offset: learn one number that is added to the scores of the items that the history holds, for data in
             which users seldom take an item twice; see Recommender.repeat_offset.
         id_dropout: share of the items whose own row is left out in a training step.
+        lexical_size: of the fixed vectors of the items' words, by which the model also scores; see LexicalHead. 0 for
+            none; 128 loses little. More costs time in proportion, as if hidden_size were as much larger.
         attention: `xla`, or `cudnn` for the fused kernel of NVIDIA GPUs, which takes 16-bit numbers and no dropout on
             the weights.
     """
@@ -58,6 +61,7 @@ class Architecture:
     item_encoder: str = "text"
     repeat_offset: bool = False
     id_dropout: float = 0.0
+    lexical_size: int = 0
     attention: str = "xla"
 
     def __post_init__(self):
@@ -79,6 +83,13 @@ class Architecture:
         for name in ("n_layers", "n_heads", "hidden_size", "inner_size", "max_length"):
             if getattr(self, name) < 1:
                 raise InputError(f"Architecture.{name} = {getattr(self, name)} is below 1")
+        if self.lexical_size < 0:
+            raise InputError(f"Architecture.lexical_size = {self.lexical_size} is below 0")
+
+    @property
+    def output_size(self) -> int:
+        """Of an item's embedding and of what is scored against it."""
+        return self.hidden_size + self.lexical_size
 
 
 class Recommender(nnx.Module):
@@ -104,6 +115,8 @@ class Recommender(nnx.Module):
         self.hidden_dropout, self.rematerialize = a.hidden_dropout, rematerialize
         self.item_encoder = _item_encoder(a, vocab_sizes, table_axis, rngs)
         self.repeat = nnx.Param(jnp.zeros(())) if a.repeat_offset else None
+        self.hidden_size = a.hidden_size
+        self.lexical = LexicalHead(a.hidden_size, a.max_length, rngs=rngs) if a.lexical_size else None
         self.position_table = embedding_table(a.max_length, a.hidden_size, rngs)
         self.norm = layer_norm(a.hidden_size, rngs)
         self.blocks = nnx.List(
@@ -114,9 +127,12 @@ class Recommender(nnx.Module):
     def encode_items(
         self, features: Mapping[str, jax.Array | np.ndarray], dropout_key: jax.Array | None = None
     ) -> jax.Array:
-        """Item embeddings [items, hidden], from tokens [items, tokens] per text feature and rows [items] as
-        `item_id`."""
-        return self.item_encoder(features, dropout_key)
+        """Item embeddings [items, output_size], from tokens [items, tokens] per text feature, rows [items] as
+        `item_id`, and lexical vectors [items, lexical_size] as `lexical`, which come last in them."""
+        learnt = self.item_encoder(features, dropout_key)
+        if self.lexical is None:
+            return learnt
+        return jnp.concatenate([learnt, jnp.asarray(features[LEXICAL]).astype(learnt.dtype)], -1)
 
     @property
     def repeat_offset(self) -> jax.Array | None:
@@ -138,22 +154,23 @@ class Recommender(nnx.Module):
         """The transformer's output at every position.
 
         Args:
-            item_embeddings: [rows, length, hidden].
+            item_embeddings: [rows, length, output_size].
             segments: [rows, length] int32; positions attend within their segment, 0 is padding.
             positions: [rows, length] int32, from the segment's start.
             noise: of the dropout; None switches it off.
 
         Returns:
-            [rows, length, hidden]; its dot product with an item embedding is that item's score as the next one.
+            [rows, length, output_size]; its dot product with an item embedding is that item's score as the next one.
         """
         of_input, *of_blocks = split_noise(noise, len(self.blocks) + 1)
-        x = self.norm(item_embeddings + self.position_table[...][positions].astype(item_embeddings.dtype))
+        learnt, words = jnp.split(item_embeddings, [self.hidden_size], -1)
+        inputs = x = self.norm(learnt + self.position_table[...][positions].astype(learnt.dtype))
         x = drop_in_rows(x, self.hidden_dropout, of_input)
         bias = attention_bias(segments)
         for block, of_block in zip(self.blocks, of_blocks, strict=True):
             run = jax.checkpoint(block) if self.rematerialize else block
             x = run(x, bias, of_block)
-        return x
+        return x if self.lexical is None else jnp.concatenate([x, self.lexical(x, inputs, words, bias)], -1)
 
 
 def items_read(items: jax.Array, positions: jax.Array, slots: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -18,13 +18,21 @@ BLOCK_PARTS = {
     "feed_forward.dense_2": "feed_forward/output",
     "feed_forward.LayerNorm": "feed_forward/norm",
 }
-PARTS = {"adapter_layer": "item_encoder/projection", "LayerNorm": "norm"}
+PARTS = {
+    "adapter_layer": "item_encoder/projection",
+    "LayerNorm": "norm",
+    "lexical.query": "lexical/query",
+    "lexical.key": "lexical/key",
+}
 WHOLE = {
     "position_embedding.weight": "position_table",
     "item_embedding.weight": f"item_encoder/tables/{ITEM_ID}",
     "repeat_offset": "repeat",
+    "lexical.recency": "lexical/recency",
+    "lexical.gate": "lexical/gate",
 }
-"""Arrays under a name of their own: RecBole's for a table of items; the last has no counterpart there."""
+"""Arrays under a name of their own: RecBole's for a table of items. The repeat offset and the lexical head have no
+counterpart there."""
 
 
 def our_name(torch_name: str, features: Sequence[str]) -> str | None:

@@ -188,7 +188,7 @@ class StepCompiler:
 
     def _beside_the_step(self, state: TrainState) -> int:
         """Bytes of a device for what comes between steps: the catalog's embeddings; on a CPU, a checkpoint's copy."""
-        evaluation = 4 * (self.catalog.n_items + 1) * self.architecture.hidden_size
+        evaluation = 4 * (self.catalog.n_items + 1) * self.architecture.output_size
         copied = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         return evaluation + (copied if jax.default_backend() == "cpu" else 0)
 

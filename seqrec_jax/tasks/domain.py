@@ -27,7 +27,9 @@ from seqrec_jax.training.carry import carry
 from seqrec_jax.training.checkpoint import Restored
 from seqrec_jax.training.model_record import ModelRecord
 
-CHANGEABLE = ("item_encoder", "repeat_offset", "hidden_dropout", "attention_dropout", "id_dropout", "attention")
+CHANGEABLE = (
+    "item_encoder", "repeat_offset", "lexical_size", "hidden_dropout", "attention_dropout", "id_dropout", "attention",
+)  # fmt: skip
 
 
 class Domain(NamedTuple):
@@ -67,6 +69,8 @@ def changed(architecture: Architecture, changes: Mapping[str, Any]) -> Architect
             f"finetune.changes = {dict(changes)!r}: the checkpoint's model has rows for its items and reads no text; "
             "pre-train with Architecture.item_encoder = 'text'"
         )
+    if changes.get("item_encoder") == "id":
+        changes = {"lexical_size": 0, **changes}
     return dataclasses.replace(architecture, **changes)
 
 
@@ -188,7 +192,7 @@ def with_replay(domain: Domain, pretraining: Joined, pretrained: ModelRecord, sh
     joined = join([domain.data, *pretraining.parts])
     lengths = np.concatenate([domain.split.train_lengths, left.train_lengths])
     split = Split(lengths, domain.split.valid, domain.split.test)
-    features = stacked(domain.features, features_of_record(other, pretrained))
+    features = stacked(domain.features, features_of_record(other, pretrained, pretraining.item_starts))
     groups = joined.groups().clip(max=1)
     domains = joined.domains()
     shares = (1 - share, share)

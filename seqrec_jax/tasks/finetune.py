@@ -253,7 +253,7 @@ def importance_of(
     model; see fisher."""
     record, data = restored.record, joined.whole
     split = leave_one_out(data)
-    features = features_of_record(data, record)
+    features = features_of_record(data, record, joined.item_starts)
     domains = joined.domains() if len(joined.parts) > 1 else None
     catalog = replicate(mesh, Catalog(features, settings.proposal(training_log(data, split)), domains))
     batches = training_batches(

@@ -248,7 +248,7 @@ def pretrain(
     joined = open_joined([dataset] if isinstance(dataset, str) else dataset, dataset_shares, negatives_from)
     data, several = joined.whole, len(joined.parts) > 1
     split = without_users_of(leave_one_out(data), data, exclude_users_of)
-    features = item_features(data, architecture, max_tokens)
+    features = item_features(data, architecture, max_tokens, joined.item_starts)
     log = training_log(data, split)
     negatives = proposal(log)
     record = model_record(data, architecture, features)

@@ -8,11 +8,13 @@ from absl import logging
 from seqrec_jax.data import packing
 from seqrec_jax.data.batches import Mixture, PackedBatches
 from seqrec_jax.data.joined import Joined, is_user_in, join, users_named_in
+from seqrec_jax.data.lexical import lexical_vectors
 from seqrec_jax.data.split import Split, TrainingLog, without_users
 from seqrec_jax.data.store import Dataset, open_dataset
 from seqrec_jax.errors import InputError
 from seqrec_jax.losses.full_softmax import MOST_DOMAINS
 from seqrec_jax.model.item_encoder import ITEM_ID
+from seqrec_jax.model.lexical import LEXICAL
 from seqrec_jax.model.recommender import Architecture
 from seqrec_jax.training.model_record import ModelRecord
 
@@ -123,7 +125,10 @@ def training_batches(
 
 
 def item_features(
-    dataset: Dataset, architecture: Architecture, max_tokens: Mapping[str, int] | None = None
+    dataset: Dataset,
+    architecture: Architecture,
+    max_tokens: Mapping[str, int] | None = None,
+    starts: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """What the model reads of the catalog: token ids in the smallest integers that hold the vocabulary, and item rows.
 
@@ -131,9 +136,11 @@ def item_features(
         dataset: whose items they are.
         architecture: says whether it reads text, rows, or both.
         max_tokens: features to read and the most tokens of each; None reads all that the dataset holds.
+        starts: of the catalogs that the dataset joins; see lexical_vectors.
 
     Returns:
-        Per text feature [n_items + 1, tokens], and `item_id` [n_items + 1] where items have rows.
+        Per text feature [n_items + 1, tokens], `item_id` [n_items + 1] where items have rows, and `lexical`
+        [n_items + 1, lexical_size] where the model scores by words.
 
     Raises:
         InputError: max_tokens names a feature that the dataset lacks, or the model reads text and there is none.
@@ -157,21 +164,29 @@ def item_features(
         features = {
             name: dataset.tokens(name, limits[name]).astype(kind) for name in dataset.features if name in limits
         }
+    if architecture.lexical_size:
+        if not features:
+            raise InputError("Architecture.lexical_size reads text; bind Architecture.item_encoder = 'text_and_id'")
+        size = architecture.lexical_size
+        features[LEXICAL] = lexical_vectors(list(features.values()), dataset.vocab_size, size, starts)
     if architecture.item_encoder != "text":
         features[ITEM_ID] = np.arange(dataset.n_items + 1, dtype=np.int32)
     return features
 
 
-def features_of_record(dataset: Dataset, record: ModelRecord) -> dict[str, np.ndarray]:
+def features_of_record(
+    dataset: Dataset, record: ModelRecord, starts: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """What a checkpoint's model reads of a catalog, which may lack some of its text features.
 
     Args:
         dataset: made with the model's tokenizer.
         record: of the model.
+        starts: of the catalogs that the dataset joins; see lexical_vectors.
 
     Returns:
         Per text feature [n_items + 1, tokens], no tokens where the dataset lacks it and the appended features' after
-        the first one's; and `item_id` [n_items + 1] where items have rows.
+        the first one's; the others as of item_features.
 
     Raises:
         InputError: the dataset has none of them.
@@ -192,6 +207,8 @@ def features_of_record(dataset: Dataset, record: ModelRecord) -> dict[str, np.nd
         features[name] = tokens.astype(kind)
     if missing := [name for name in record.max_tokens if name not in known]:
         logging.warning("%s: has no %s, which the model reads as empty", dataset.folder, ", ".join(missing))
+    if size := record.architecture.lexical_size:
+        features[LEXICAL] = lexical_vectors(list(features.values()), dataset.vocab_size, size, starts)
     if ITEM_ID in record.vocab_sizes:
         features[ITEM_ID] = np.arange(dataset.n_items + 1, dtype=np.int32)
     return features
@@ -199,13 +216,13 @@ def features_of_record(dataset: Dataset, record: ModelRecord) -> dict[str, np.nd
 
 def epoch_tokens(log: TrainingLog, features: Mapping[str, np.ndarray]) -> int:
     """Text tokens of all training interactions."""
-    texts = [tokens for name, tokens in features.items() if name != ITEM_ID]
+    texts = [tokens for name, tokens in features.items() if name not in (ITEM_ID, LEXICAL)]
     return int(sum(((tokens != 0).sum(1) * log.counts).sum() for tokens in texts))
 
 
 def model_record(dataset: Dataset, architecture: Architecture, features: Mapping[str, np.ndarray]) -> ModelRecord:
     """What a checkpoint will say of the model that reads these features of the dataset."""
-    texts = {name: tokens.shape[1] for name, tokens in features.items() if name != ITEM_ID}
+    texts = {name: tokens.shape[1] for name, tokens in features.items() if name not in (ITEM_ID, LEXICAL)}
     rows = {ITEM_ID: len(features[ITEM_ID])} if ITEM_ID in features else {}
     return ModelRecord(
         architecture,

@@ -78,7 +78,7 @@ class Origin:
 
     def __init__(self, joined: Joined, record: ModelRecord, ranking: Ranking, mesh: Mesh):
         self._record, self._mesh = record, mesh
-        self._features = features_of_record(joined.whole, record)
+        self._features = features_of_record(joined.whole, record, joined.item_starts)
         graph = graph_of(record.architecture, record.vocab_sizes)
         targets = leave_one_out(joined.whole).test
         self._rankers = PartRankers(graph, joined, targets, ranking, record.architecture.max_length, mesh)
