@@ -18,9 +18,11 @@ class Loss(NamedTuple):
             None.
         losses: losses(keys, predictions, proposal) -> [targets] float32.
         whole_catalog: whether every item is to be encoded.
+        scores_history: whether targets are set against their histories, though not every item is encoded.
     """
 
     check: Callable[[AnyProposal, int, int], None]
     draw: Callable[[Keys, Observed, AnyProposal], jax.Array | None]
     losses: Callable[[Keys, Predictions, AnyProposal], jax.Array]
     whole_catalog: bool = False
+    scores_history: bool = False

@@ -36,7 +36,7 @@ def sampled_softmax(
         history_negatives: also set each target against its own history, for the price of one more attention product.
             For data in which nobody buys an item twice: a model of texts ranks what the user has already, or what reads
             like it, first, and few draws ever tell it otherwise. Such an item counts as n draws of it would, once more
-            than in the catalog.
+            than in the catalog. A model with a repeat offset learns it here.
 
     Raises:
         InputError: temperature or label_smoothing is out of range.
@@ -47,12 +47,15 @@ def sampled_softmax(
     def losses(keys: Keys, predictions: Predictions, proposal: AnyProposal) -> jax.Array:
         scored = sample.score(keys, predictions, proposal)
         negative = jnp.where(scored.hit, MASKED_LOGIT, scored.negative - scored.negative_log_q)
+        positive = scored.positive + (-scored.positive_log_q if correct_positive else jnp.log(n_negatives))
         if history_negatives:
             logits, items, counts = score_history(predictions)
-            counts &= items != predictions.observed.targets[:, None]
-            history = jnp.where(counts, logits + jnp.log(n_negatives), MASKED_LOGIT)
+            is_target = items == predictions.observed.targets[:, None]
+            if predictions.repeat_offset is not None:
+                logits += predictions.repeat_offset
+                positive += jnp.where((counts & is_target).any(1), predictions.repeat_offset, 0)
+            history = jnp.where(counts & ~is_target, logits + jnp.log(n_negatives), MASKED_LOGIT)
             negative = jnp.concatenate([negative, history], 1)
-        correction = -scored.positive_log_q if correct_positive else jnp.log(n_negatives)
-        return cross_entropy(scored.positive + correction, negative, temperature, label_smoothing)
+        return cross_entropy(positive, negative, temperature, label_smoothing)
 
-    return Loss(sample.check, sample.draw, losses)
+    return Loss(sample.check, sample.draw, losses, scores_history=history_negatives)

@@ -67,5 +67,9 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None, numbers: jax.Array
         return x
     if numbers is None:
         numbers = jax.lax.iota(jnp.uint32, math.prod(x.shape)).reshape(x.shape)
-    keep = _bits(key, numbers) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
-    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+    return jnp.where(kept(rate, key, numbers), x / (1 - rate), 0).astype(x.dtype)
+
+
+def kept(rate: float, key: jax.Array, numbers: jax.Array) -> jax.Array:
+    """Which of uint32 numbers are kept, each with probability 1 - rate: bool."""
+    return _bits(key, numbers) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from seqrec_jax.model.dropout import dropout
+from seqrec_jax.model.dropout import dropout, kept
 from seqrec_jax.model.initializers import embedding_table, linear
 
 ITEM_ID = "item_id"
@@ -75,6 +75,7 @@ class TextItemEncoder(nnx.Module):
         embedding_size: width of the token tables.
         hidden_size: width of the item embeddings.
         pooling: a name of POOLINGS.
+        token_dropout: share of the vocabulary that is left out of a training step, wherever it occurs.
         table_axis: of the mesh, over which the tables' columns are divided; see look_up.
     """
 
@@ -84,12 +85,13 @@ class TextItemEncoder(nnx.Module):
         embedding_size: int,
         hidden_size: int,
         pooling: str,
+        token_dropout: float = 0.0,
         table_axis: str | None = None,
         *,
         rngs: nnx.Rngs,
     ):
         self.features = tuple(vocab_sizes)
-        self.pooling, self.table_axis = pooling, table_axis
+        self.pooling, self.table_axis, self.token_dropout = pooling, table_axis, token_dropout
         self.tables = nnx.Dict(
             {name: embedding_table(size, embedding_size, rngs) for name, size in vocab_sizes.items()}
         )
@@ -100,17 +102,23 @@ class TextItemEncoder(nnx.Module):
 
         Args:
             features: per text feature [items, tokens] of token ids, 0 for padding.
-            key: unused.
+            key: of the dropout; None switches it off.
 
         Returns:
             [items, hidden_size].
         """
         pool = POOLINGS[self.pooling]
         pooled = [
-            look_up(pool, self.tables[name][...], jnp.asarray(features[name]), self.table_axis)
+            look_up(pool, self.tables[name][...], self._kept(jnp.asarray(features[name]), key), self.table_axis)
             for name in self.features
         ]
         return self.projection(jnp.concatenate(pooled, -1).astype(self.projection.kernel[...].dtype))
+
+    def _kept(self, tokens: jax.Array, key: jax.Array | None) -> jax.Array:
+        """The tokens without those that are left out of this step, which become padding."""
+        if key is None or not self.token_dropout:
+            return tokens
+        return jnp.where(kept(self.token_dropout, key, tokens.astype(jnp.uint32)), tokens, 0)
 
 
 class IdItemEncoder(nnx.Module):
@@ -164,7 +172,7 @@ class TextAndIdItemEncoder(nnx.Module):
 
     def __call__(self, features: Mapping[str, jax.Array | np.ndarray], key: jax.Array | None = None) -> jax.Array:
         """Embeds items: [items, hidden_size]; see the two encoders for the arguments."""
-        text = self.text(features)
+        text = self.text(features, key)
         return text + self.item_id(features, key).astype(text.dtype)
 
 

@@ -30,6 +30,7 @@ class LexicalHead(nnx.Module):
         self.key = linear(hidden_size, hidden_size, rngs)
         self.recency = nnx.Param(-DECAY * jnp.arange(max_length, dtype=jnp.float32))
         self.gate = nnx.Param(jnp.zeros(hidden_size))
+        self.scale = nnx.Param(jnp.zeros(()))
 
     def __call__(self, outputs: jax.Array, inputs: jax.Array, vectors: jax.Array, bias: jax.Array) -> jax.Array:
         """What each position asks of the words of the next item.
@@ -50,5 +51,6 @@ class LexicalHead(nnx.Module):
         distance = jnp.arange(length)[:, None] - jnp.arange(length)[None, :]
         logits += self.recency[...].astype(jnp.float32)[jnp.clip(distance, 0)] + bias[:, 0]
         asked = jnp.einsum("rqk,rkd->rqd", jax.nn.softmax(logits).astype(vectors.dtype), vectors)
-        scale = SCALE * jnp.exp(outputs @ self.gate[...].astype(outputs.dtype))
+        gate = 10 * self.scale[...] + outputs @ self.gate[...].astype(outputs.dtype)  # in tenths, as a repeat offset
+        scale = SCALE * jnp.exp(gate)
         return asked * scale[..., None].astype(asked.dtype)

@@ -43,6 +43,8 @@ class Architecture:
         repeat_offset: learn one number that is added to the scores of the items that the history holds, for data in
             which users seldom take an item twice; see Recommender.repeat_offset.
         id_dropout: share of the items whose own row is left out in a training step.
+        token_dropout: share of the vocabulary that the item encoder does not read in a training step, so that a model
+            with a lexical head learns what to do where words are new.
         lexical_size: of the fixed vectors of the items' words, by which the model also scores; see LexicalHead. 0 for
             none; 128 loses little. More costs time in proportion, as if hidden_size were as much larger.
         attention: `xla`, or `cudnn` for the fused kernel of NVIDIA GPUs, which takes 16-bit numbers and no dropout on
@@ -61,6 +63,7 @@ class Architecture:
     item_encoder: str = "text"
     repeat_offset: bool = False
     id_dropout: float = 0.0
+    token_dropout: float = 0.0
     lexical_size: int = 0
     attention: str = "xla"
 
@@ -77,7 +80,7 @@ class Architecture:
             raise InputError(
                 "Architecture.attention = 'cudnn' drops no weights; bind Architecture.attention_dropout = 0.0"
             )
-        for name in ("hidden_dropout", "attention_dropout", "id_dropout"):
+        for name in ("hidden_dropout", "attention_dropout", "id_dropout", "token_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"Architecture.{name} = {getattr(self, name)} is not in [0, 1)")
         for name in ("n_layers", "n_heads", "hidden_size", "inner_size", "max_length"):
@@ -202,7 +205,8 @@ def _item_encoder(a: Architecture, vocab_sizes: Mapping[str, int], table_axis: s
 
     if a.item_encoder == "id":
         return of_rows()
-    text = TextItemEncoder(texts, a.embedding_size or a.hidden_size, a.hidden_size, a.pooling, table_axis, rngs=rngs)
+    size = a.embedding_size or a.hidden_size
+    text = TextItemEncoder(texts, size, a.hidden_size, a.pooling, a.token_dropout, table_axis, rngs=rngs)
     return text if a.item_encoder == "text" else TextAndIdItemEncoder(text, of_rows())
 
 

@@ -30,6 +30,7 @@ WHOLE = {
     "repeat_offset": "repeat",
     "lexical.recency": "lexical/recency",
     "lexical.gate": "lexical/gate",
+    "lexical.scale": "lexical/scale",
 }
 """Arrays under a name of their own: RecBole's for a table of items. The repeat offset and the lexical head have no
 counterpart there."""

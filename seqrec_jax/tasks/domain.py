@@ -28,7 +28,8 @@ from seqrec_jax.training.checkpoint import Restored
 from seqrec_jax.training.model_record import ModelRecord
 
 CHANGEABLE = (
-    "item_encoder", "repeat_offset", "lexical_size", "hidden_dropout", "attention_dropout", "id_dropout", "attention",
+    "item_encoder", "repeat_offset", "lexical_size", "hidden_dropout", "attention_dropout", "id_dropout",
+    "token_dropout", "attention",
 )  # fmt: skip
 
 
@@ -160,6 +161,17 @@ class TrainingSet(NamedTuple):
     domains: np.ndarray | None = None
     groups: np.ndarray | None = None
     shares: tuple[float, ...] | None = None
+
+
+def apart_from_cold(training: TrainingSet) -> TrainingSet:
+    """The training set in which no target competes with items that nobody has in training.
+
+    An item that few users could have shown is not one that nobody wants: as a negative, it would be pushed below all
+    others, words or no words.
+    """
+    counts, domains = training.log.counts, training.domains
+    own = np.where(np.arange(len(counts)) > 0, 1, 0) if domains is None else domains
+    return training._replace(domains=np.where(counts > 0, own, (own.max() + 1) * (own > 0)).astype(np.int32))
 
 
 def stacked(of_domain: Mapping[str, np.ndarray], of_others: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

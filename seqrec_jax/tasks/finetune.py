@@ -33,7 +33,7 @@ from seqrec_jax.losses.proposals.by_count import popularity
 from seqrec_jax.model import parameters
 from seqrec_jax.model.recommender import graph_of
 from seqrec_jax.tasks.compiled_step import StepCompiler
-from seqrec_jax.tasks.domain import Domain, TrainingSet, open_domain, with_replay
+from seqrec_jax.tasks.domain import Domain, TrainingSet, apart_from_cold, open_domain, with_replay
 from seqrec_jax.tasks.reference_params import reference_params
 from seqrec_jax.tasks.restored import check_tokenizer
 from seqrec_jax.tasks.settings import check_settings
@@ -318,6 +318,7 @@ def finetune(
     penalty: Callable[[], Penalty] | None = None,
     averages: Sequence[float] = (),
     replay_share: float = 0.0,
+    cold_negatives: bool = True,
     train_batch_size: int = 3200,
     loss: Callable[[], Loss] = full_softmax,
     proposal: Callable[[TrainingLog], AnyProposal] = popularity,
@@ -352,6 +353,7 @@ def finetune(
         averages: shares of the tuned parameters, in (0, 1), in averages with the checkpoint's to try in the end on
             validation.
         replay_share: of each batch's targets that are of the pre-training dataset, on average, against forgetting.
+        cold_negatives: let targets compete with items that nobody has in training, too; see apart_from_cold.
         train_batch_size: targets of a step, about, over all devices.
         loss: of the targets.
         proposal: of the negatives, from the training log.
@@ -401,6 +403,8 @@ def finetune(
     training = TrainingSet(domain.data, domain.split, domain.log, domain.features)
     if pretraining is not None and replay_share:
         training = with_replay(domain, pretraining, restored.record, replay_share)
+    if not cold_negatives:
+        training = apart_from_cold(training)
     settings.objective.check(settings.proposal(training.log), training.data.n_items, 2)
     stages = method(domain.record.architecture.n_layers)
     folder = RunDir(run_dir, (STAGES, FISHER))

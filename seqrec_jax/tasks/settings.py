@@ -61,9 +61,10 @@ def check_settings(
     if ema_decay is not None and not 0 < ema_decay < 1:
         raise InputError(f"{task}.ema_decay = {ema_decay} is not in (0, 1)")
     check_metric(task, valid_metric, ranking)
-    if architecture.repeat_offset and not objective.whole_catalog:
+    if architecture.repeat_offset and not (objective.whole_catalog or objective.scores_history):
         raise InputError(
-            f"Architecture.repeat_offset = True is learnt from the whole catalog; bind {task}.loss = @full_softmax"
+            f"Architecture.repeat_offset = True is learnt from the histories' items; bind {task}.loss = @full_softmax, "
+            "or sampled_softmax.history_negatives = True"
         )
 
 
