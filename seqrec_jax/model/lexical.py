@@ -31,9 +31,12 @@ class LexicalHead(nnx.Module):
         self.recency = nnx.Param(-DECAY * jnp.arange(max_length, dtype=jnp.float32))
         self.gate = nnx.Param(jnp.zeros(hidden_size))
         self.scale = nnx.Param(jnp.zeros(()))
+        self.trust = nnx.Param(jnp.zeros(()))
 
     def __call__(self, outputs: jax.Array, inputs: jax.Array, vectors: jax.Array, bias: jax.Array) -> jax.Array:
-        """What each position asks of the words of the next item.
+        """What each position asks of the next item: of what is learnt of it, and of its words.
+
+        One number weighs each of the two, so that a domain can say how far what was learnt elsewhere holds there.
 
         Args:
             outputs: [rows, length, hidden], of the transformer.
@@ -42,7 +45,7 @@ class LexicalHead(nnx.Module):
             bias: [rows, 1, length, length], see attention_bias.
 
         Returns:
-            [rows, length, size].
+            [rows, length, hidden + size].
         """
         length, hidden = inputs.shape[1:]
         logits = jnp.einsum(
@@ -52,5 +55,5 @@ class LexicalHead(nnx.Module):
         logits += self.recency[...].astype(jnp.float32)[jnp.clip(distance, 0)] + bias[:, 0]
         asked = jnp.einsum("rqk,rkd->rqd", jax.nn.softmax(logits).astype(vectors.dtype), vectors)
         gate = 10 * self.scale[...] + outputs @ self.gate[...].astype(outputs.dtype)  # in tenths, as a repeat offset
-        scale = SCALE * jnp.exp(gate)
-        return asked * scale[..., None].astype(asked.dtype)
+        words = asked * (SCALE * jnp.exp(gate))[..., None].astype(asked.dtype)
+        return jnp.concatenate([outputs * jnp.exp(10 * self.trust[...]).astype(outputs.dtype), words], -1)

@@ -173,7 +173,7 @@ class Recommender(nnx.Module):
         for block, of_block in zip(self.blocks, of_blocks, strict=True):
             run = jax.checkpoint(block) if self.rematerialize else block
             x = run(x, bias, of_block)
-        return x if self.lexical is None else jnp.concatenate([x, self.lexical(x, inputs, words, bias)], -1)
+        return x if self.lexical is None else self.lexical(x, inputs, words, bias)
 
 
 def items_read(items: jax.Array, positions: jax.Array, slots: jax.Array) -> tuple[jax.Array, jax.Array]:

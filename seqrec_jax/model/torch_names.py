@@ -31,6 +31,7 @@ WHOLE = {
     "lexical.recency": "lexical/recency",
     "lexical.gate": "lexical/gate",
     "lexical.scale": "lexical/scale",
+    "lexical.trust": "lexical/trust",
 }
 """Arrays under a name of their own: RecBole's for a table of items. The repeat offset and the lexical head have no
 counterpart there."""

@@ -141,6 +141,27 @@ def progressive(n_layers: int, epochs_per_layer: int = 10, final_epochs: int = 5
     return [*stages, Stage("everything", final_epochs, everything)]
 
 
+def head(name: str) -> bool:
+    """The lexical head, which weighs words against what is learnt, and what belongs to the domain."""
+    return name.startswith("lexical/") or _belongs_to_the_domain(name)
+
+
+@gin.configurable
+def head_first(n_layers: int, head_epochs: int = 10, epochs: int = 30) -> list[Stage]:
+    """The lexical head alone, which finds how far what was learnt before holds in the domain; then everything.
+
+    (Linear probing before fine-tuning, Kumar et al., ICLR 2022, for a model that scores by words, too.)
+
+    Args:
+        n_layers: blocks of the model.
+        head_epochs: at most, of the first stage.
+        epochs: at most, of the second.
+    """
+    del n_layers
+    _check(head_first__head_epochs=head_epochs, head_first__epochs=epochs)
+    return [Stage("head", head_epochs, head), Stage("everything", epochs, everything)]
+
+
 @gin.configurable
 def low_rank(n_layers: int, epochs: int = 30, rank: int = 8) -> list[Stage]:
     """Low-rank additions to the linear maps, in their place (LoRA, Hu et al., ICLR 2022); all else but what belongs to
