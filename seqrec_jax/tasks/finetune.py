@@ -41,6 +41,7 @@ from seqrec_jax.tasks.stage import Writing, finished_before, log_size, train_sta
 from seqrec_jax.tasks.tables import results_table
 from seqrec_jax.tasks.training_data import epoch_tokens, features_of_record, open_joined, training_batches
 from seqrec_jax.tasks.transfer_report import DomainReport, Origin, report_table
+from seqrec_jax.tasks.validated_choice import Choice, average, calibrate
 from seqrec_jax.training import costs
 from seqrec_jax.training.carry import renamed
 from seqrec_jax.training.checkpoint import Checkpoints, CheckpointWriter, Restored, restore, write_model
@@ -80,6 +81,7 @@ class Settings:
     valid_metric: str
     compute_dtype: str
     averages: Sequence[float]
+    calibrates: bool
 
 
 class _FineTuning:
@@ -135,14 +137,15 @@ class _FineTuning:
 
     def train(
         self, stages: Sequence[Stage], folder: RunDir, checkpoints: Checkpoints, reports: Reports, metrics: MetricsLog
-    ) -> tuple[nnx.State, list[dict[str, Any]]]:
+    ) -> tuple[list[nnx.State], list[dict[str, Any]]]:
         """Trains stage after stage, those that are finished left out.
 
         Returns:
-            The parameters that are best on validation, of all stages, and a summary of each stage.
+            The parameters of each stage that are best on validation, and a summary of each.
         """
         s, path = self._settings, folder.path
-        params = best = place(self._mesh, self._domain.start)
+        params = place(self._mesh, self._domain.start)
+        found: list[nnx.State] = []
         summaries: list[dict[str, Any]] = []
         with StopRequests(self._guards.max_hours) as stop:
             for ordinal, stage in enumerate(stages):
@@ -172,32 +175,29 @@ class _FineTuning:
                         write_text(of_stage / SUMMARY, json.dumps(summary) + "\n")
                     agree(None)
                 summaries.append(summary)
-                if summary["valid"][s.valid_metric] == max(of["valid"][s.valid_metric] for of in summaries):
-                    best = params
-        return best, summaries
+                found.append(params)
+        return found, summaries
 
     def results(
         self,
-        params: nnx.State,
+        choice: Choice,
         before: Mapping[str, Any],
         summaries: Sequence[Mapping[str, Any]],
-        share: float,
         origin: Origin | None,
     ) -> dict[str, Any]:
         """What results.json holds.
 
         Args:
-            params: of the fine-tuned model.
+            choice: the fine-tuned model.
             before: the report before.
             summaries: of the stages.
-            share: of the tuned parameters in the average.
             origin: the pre-training domain.
         """
-        data, domain = self._domain.data, self._domain
+        data, domain, params = self._domain.data, self._domain, choice.params
         popular = summarize(popularity_ranks(self.test_ranker, domain.log.counts), self._ranking.ks)
         results = {"valid": self.validate(params)} | self.report(params)
         results |= {"zero_shot": dict(before), "baselines": {"popularity": popular}, "stages": list(summaries)}
-        results["tuned_share"] = share
+        results["chosen"] = dict(choice.told)
         if origin is not None:
             architecture = domain.record.architecture
             results["pretraining"] = {
@@ -214,19 +214,30 @@ class _FineTuning:
         results["params_sha256"] = parameters.sha256(replicate(self._mesh, params))
         return results
 
-    def averaged(self, tuned: nnx.State) -> tuple[nnx.State, float]:
-        """The average of the checkpoint's parameters and the tuned ones that is best on validation (WiSE-FT, Wortsman
-        et al., CVPR 2022), and the tuned ones' share of it."""
-        start = place(self._mesh, self._domain.start)
-        best, share = tuned, 1.0
-        highest = self.validate(tuned)[self._settings.valid_metric]
-        for tried in self._settings.averages:
-            params = jax.tree.map(lambda a, b, part=tried: a + part * (b - a), start, tuned)
-            figure = self.validate(params)[self._settings.valid_metric]
-            logging.info("%g of the tuned parameters: valid %s %.4f", tried, self._settings.valid_metric, figure)
-            if figure > highest:
-                best, share, highest = params, tried, figure
-        return best, share
+    def choose(self, stages: Sequence[Stage], found: Sequence[nnx.State]) -> Choice:
+        """What is best on validation: of the checkpoint and what each stage found, each calibrated and averaged.
+
+        Args:
+            stages: of the method.
+            found: the best parameters of each.
+        """
+        s, start = self._settings, place(self._mesh, self._domain.start)
+
+        def figure(params: nnx.State) -> float:
+            return self.validate(params)[s.valid_metric]
+
+        candidates = {stage.name: params for stage, params in zip(stages, found, strict=True)}
+        transferred = not any(stage.fresh for stage in stages)
+        if transferred:
+            candidates = {"checkpoint": start, **candidates}
+        choices = []
+        for name, params in candidates.items():
+            choice = Choice(params, figure(params), {"stage": name})
+            if transferred and name != "checkpoint":
+                choice = average(choice, start, s.averages, figure)
+            choices.append(calibrate(choice, figure) if s.calibrates else choice)
+            logging.info("%s: valid %s %.4f", name, s.valid_metric, choices[-1].figure)
+        return max(choices, key=lambda choice: choice.figure)
 
 
 def _tracked(domain: Domain, stages: Sequence[Stage], settings: Settings) -> dict[str, Any]:
@@ -317,6 +328,7 @@ def finetune(
     changes: Mapping[str, Any] | None = None,
     penalty: Callable[[], Penalty] | None = None,
     averages: Sequence[float] = (),
+    calibrates: bool = True,
     replay_share: float = 0.0,
     cold_negatives: bool = True,
     train_batch_size: int = 3200,
@@ -352,6 +364,7 @@ def finetune(
         penalty: holds the parameters near the checkpoint's: `l2_sp` or `ewc`; None for none.
         averages: shares of the tuned parameters, in (0, 1), in averages with the checkpoint's to try in the end on
             validation.
+        calibrates: choose the weights of what was learnt against words, and of repeats, on validation.
         replay_share: of each batch's targets that are of the pre-training dataset, on average, against forgetting.
         cold_negatives: let targets compete with items that nobody has in training, too; see apart_from_cold.
         train_batch_size: targets of a step, about, over all devices.
@@ -375,7 +388,7 @@ def finetune(
     """
     ranking, settings = Ranking(), Settings(
         seed, train_batch_size, loss(), proposal, schedule, optimizer, None if penalty is None else penalty(),
-        ema_decay, eval_every, stopping_step, valid_metric, compute_dtype, averages,
+        ema_decay, eval_every, stopping_step, valid_metric, compute_dtype, averages, calibrates,
     )  # fmt: skip
     if settings.penalty is not None and settings.penalty.fisher_batches and pretraining_dataset is None:
         raise InputError(
@@ -431,18 +444,16 @@ def finetune(
             metrics.add("zero_shot", 0, 0, {f"zero_shot/{name}": value for name, value in before["test"].items()})
             logging.info("zero-shot: test %s %.4f", valid_metric, before["test"][valid_metric])
             work.held = _held(restored, pretraining, domain, settings, mesh, path)
-            params, summaries = work.train(stages, folder, checkpoints, reports, metrics)
-            share = 1.0
-            if averages and not stages[-1].fresh:
-                params, share = work.averaged(params)
-            results = work.results(params, before, summaries, share, origin)
+            found, summaries = work.train(stages, folder, checkpoints, reports, metrics)
+            choice = work.choose(stages, found)
+            results = work.results(choice, before, summaries, origin)
             last = summaries[-1]
             flat = {f"test/{name}": value for name, value in results["test"].items()}
             for name, figures in results["slices"].items():
                 flat |= {f"{name}/{metric}": value for metric, value in figures.items()}
             metrics.add("test", last["steps"], last["epochs"], flat)
             if work.first:
-                write_model(path, domain.record, params, sum(of["steps"] for of in summaries))
+                write_model(path, domain.record, choice.params, sum(of["steps"] for of in summaries))
                 write_text(path / RESULTS, json.dumps(results, indent=2) + "\n")
                 tracker.log_artifact(path / RESULTS)
                 shutil.rmtree(path / STAGES)

@@ -126,7 +126,7 @@ def collect(cells: Sequence[Cell], folder: Path) -> list[dict[str, Any]]:
         path = cell.run_dir(folder) / RESULTS
         if path.exists():
             results = json.loads(path.read_text())
-            kept = ("valid", "test", "zero_shot", "slices", "pretraining", "tuned_share", "train", "dataset")
+            kept = ("valid", "test", "zero_shot", "slices", "pretraining", "chosen", "train", "dataset")
             rows.append(cell._asdict() | {name: results[name] for name in kept if name in results})
     return rows
 
