@@ -13,13 +13,13 @@ from etl.synthetic_shop import make_shop
 from seqrec_jax.data.store import open_dataset
 from seqrec_jax.errors import InputError, Interrupted
 from seqrec_jax.model import parameters
-from seqrec_jax.tasks import finetune as module
+from seqrec_jax.tasks import finetune_stages as module
 from seqrec_jax.tasks.evaluate import evaluate
 from seqrec_jax.tasks.finetune import finetune
 from seqrec_jax.tasks.pretrain import pretrain
 from seqrec_jax.training.checkpoint import restore
 from seqrec_jax.training.stopping import StopRequests
-from seqrec_jax.training.transfer import ewc, l2_sp, progressive
+from seqrec_jax.training.transfer import ewc, from_scratch, full, l2_sp, progressive
 
 BINDINGS = {
     "pretrain.epochs": 4,
@@ -148,11 +148,9 @@ def test_a_share_of_the_users_and_a_penalty(checkpoint, market, tmp_path):
 
 def test_from_scratch_starts_from_nothing(checkpoint, market, tmp_path):
     def once(n_layers):
-        return module.full(n_layers, epochs=1)
+        return full(n_layers, epochs=1)
 
     def scratch(n_layers):
-        from seqrec_jax.training.transfer import from_scratch
-
         return from_scratch(n_layers, epochs=1)
 
     scratched = tuned(checkpoint, market, tmp_path / "scratch", method=scratch)
@@ -181,7 +179,7 @@ def test_bad_input_is_told_in_a_line_before_anything_is_written(checkpoint, mark
         r"no user has three interactions": {"dataset": str(tmp_path / "nobody")},
         r"bind PRETRAINING_DATASET": {"penalty": ewc},
         r"full.unfreeze_n_layers = 9, but the checkpoint's model has 2": {
-            "method": lambda n: module.full(n, unfreeze_n_layers=9)
+            "method": lambda n: full(n, unfreeze_n_layers=9)
         },
         r"users_share = 0 is not in": {"users_share": 0},
         r"finetune.changes names 'n_layers'": {"changes": {"n_layers": 3}},
@@ -205,6 +203,6 @@ def test_one_user_is_enough(checkpoint, market, tmp_path):
     (raw / "one.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n" + rows)
     (raw / "one.item").write_text("item_id:token\ttitle:token_seq\na\tpen\nb\tink\nc\tpaper\n")
     convert(str(raw), str(tmp_path / "one"), tokenizer_from=checkpoint)
-    results = tuned(checkpoint, str(tmp_path / "one"), tmp_path / "run", method=lambda n: module.full(n, epochs=1))
+    results = tuned(checkpoint, str(tmp_path / "one"), tmp_path / "run", method=lambda n: full(n, epochs=1))
     assert results["dataset"] == {"n_users": 1, "n_items": 3, "n_inters": 5, "training_users": 1}
     assert len(jax.devices()) == 4
