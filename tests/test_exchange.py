@@ -84,6 +84,15 @@ def test_what_is_no_recommender_is_refused(shop, tmp_path):
         import_weights(str(tmp_path / "text"), str(shop.folder), str(tmp_path / "no"))
 
 
+def test_a_checkpoint_of_a_newer_version_says_so(shop, tmp_path):
+    written(shop, tmp_path / "run")
+    record = restore(tmp_path / "run").record.to_json()
+    assert ModelRecord.from_json(record).to_json() == record
+    for newer in ({"version": 2}, {"architecture": record["architecture"] | {"telepathy": True}}):
+        with pytest.raises(InputError, match="newer version of seqrec_jax; install that"):
+            ModelRecord.from_json(record | newer)
+
+
 def test_the_references_own_weights_come_back():
     with np.load(shared_file("parity/srt_tiny.npz")) as file:
         theirs = {name.removeprefix("param/"): file[name] for name in file if name.startswith("param/")}

@@ -2,6 +2,7 @@
 
 import shutil
 
+import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,8 @@ from seqrec_jax.losses.negatives import Keys, Predictions, shared
 from seqrec_jax.losses.proposals.by_count import popularity
 from seqrec_jax.losses.proposals.interface import Observed
 from seqrec_jax.losses.sampled_softmax import sampled_softmax
+from seqrec_jax.tasks.evaluate import evaluate
+from seqrec_jax.tasks.pretrain import pretrain
 from seqrec_jax.tasks.training_data import open_joined, training_batches, without_users_of
 
 
@@ -191,3 +194,35 @@ def test_settings_that_fit_no_datasets_are_refused(shop_folder, market_folder, t
     shutil.copytree(market_folder, tmp_path / "copy")
     assert len(open_joined([both[1], str(tmp_path / "copy")]).parts) == 2
     assert training_log(open_joined(both).whole, leave_one_out(open_joined(both).whole)).counts.sum() > 0
+
+
+@pytest.mark.slow
+def test_a_run_on_two_datasets_tells_of_each_and_leaves_users_out(shop_folder, market_folder, tmp_path):
+    (tmp_path / "ids.txt").write_text("u3\nu5\n")
+    gin.parse_config([f"{name} = {value}" for name, value in SMALL.items()])
+    results = pretrain(
+        dataset=[str(shop_folder), str(market_folder)], run_dir=str(tmp_path / "run"), epochs=1, train_batch_size=400,
+        dataset_shares=[1, 1], exclude_users_of=[str(tmp_path / "ids.txt")],
+    )  # fmt: skip
+    figure = "ndcg_at_10"
+    for part in ("valid", "test"):
+        of_each = [results[part][f"{name}/{figure}"] for name in (shop_folder.name, "market")]
+        assert results[part][figure] == pytest.approx(np.mean(of_each))
+    assert results["dataset"]["n_users"] == 390
+    gin.clear_config()
+    gin.parse_config("Ranking.ks = (10,)")
+    there = evaluate(checkpoint=str(tmp_path / "run"), dataset=str(market_folder))  # which has no brands
+    assert there["baselines"]["popularity"][figure] > 0
+    assert there["test"][figure] > 0
+
+
+SMALL = {
+    "Architecture.n_layers": 1,
+    "Architecture.hidden_size": 16,
+    "Architecture.max_length": 20,
+    "Architecture.lexical_size": 8,
+    "Ranking.ks": (10,),
+    "Ranking.rows": 16,
+    "sampled_softmax.n_negatives": 20,
+    "Tracker.uri": None,
+}

@@ -7,7 +7,7 @@ import pytest
 
 from seqrec_jax.errors import InputError
 from seqrec_jax.launcher import available_gin_files, config_root, configure
-from seqrec_jax.tasks import evaluate, pretrain, quickstart, recommend  # noqa: F401  (they register with Gin)
+from seqrec_jax.tasks import evaluate, exchange, finetune, pretrain, quickstart, recommend, transfer_study  # noqa: F401  (they register with Gin)
 
 DATASET, RUN_DIR = "DATASET='d'", "RUN_DIR='r'"
 WRONG = {
@@ -79,7 +79,8 @@ def test_an_included_file_that_is_missing_is_named(tmp_path):
 
 
 VALUES = {name: f"{name}='x'" for name in ("DATASET", "RUN_DIR", "CHECKPOINT", "SOURCE", "OUTPUT")}
-VALUES["SPACE"] = "SPACE={'Architecture.n_layers': [1, 2]}"
+VALUES |= {"SPACE": "SPACE={'Architecture.n_layers': [1, 2]}", "SOURCES": "SOURCES=['x']"}
+VALUES["PRETRAINING_DATASET"] = "PRETRAINING_DATASET='x'"
 
 
 @pytest.mark.parametrize("name", available_gin_files())
@@ -91,10 +92,10 @@ def test_every_gin_file_parses_with_its_macros_and_names_them_at_the_top(name):
         assert "SEED:" in text
         return
     everything = text + "".join((config_root() / base).read_text() for base in re.findall("include '(.*)'", text))
-    bindings = [value for macro, value in VALUES.items() if f"%{macro}" in everything]
+    bindings = [value for macro, value in VALUES.items() if re.search(rf"%{macro}\b", everything)]
     configure([name], bindings)
     for macro in VALUES:
-        if f"%{macro}" in everything:
+        if re.search(rf"%{macro}\b", text):
             assert f"# {macro}:" in text
     assert gin.config_is_locked()
 

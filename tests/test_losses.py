@@ -136,21 +136,24 @@ def test_an_offset_for_the_history_changes_its_items_alone():
         assert float(loss[i]) == pytest.approx(softmax_loss(logits, int(target) - 1), rel=1e-4)
 
 
-def test_history_negatives_stand_against_the_target_as_n_draws_would():
+@pytest.mark.parametrize("offset", [None, -1.5])
+def test_history_negatives_stand_against_the_target_as_n_draws_would(offset):
     history, slots = jnp.array([[1, 5, 1, 8, 0, 3]]), jnp.array([0, 1, 2, 3])
     positions = jnp.array([[0, 1, 2, 3, 0, 1]])
     targets, outputs = jnp.array([5, 1, 8, 2]), jnp.asarray(OUTPUTS[:4], jnp.float32)
     table, drawn = jnp.asarray(TABLE, jnp.float32), jnp.array([[2, 7, 6]])
     hidden = jnp.zeros((1, 6, 4)).at[0, :4].set(outputs)
     observed = Observed(targets, slots, history, positions)
-    predicted = Predictions(observed, hidden, table[history], outputs, table[targets], 8, table, None, drawn, drawn)
+    number = None if offset is None else jnp.float32(offset)
+    predicted = Predictions(observed, hidden, table[history], outputs, table[targets], 8, table, number, drawn, drawn)
     loss = sampled_softmax(3, shared, correct_positive=False, history_negatives=True)
+    assert loss.scores_history
     values = loss.losses(KEYS, predicted, popularity(LOG))
     held = [{1}, {1, 5} - {1}, {1, 5}, {1, 5, 8}]
     for i, target in enumerate(np.asarray(targets)):
-        logits = [TABLE[target] @ OUTPUTS[i] + np.log(3)]
+        logits = [TABLE[target] @ OUTPUTS[i] + np.log(3) + (offset or 0) * (i == 1)]  # the second is bought again
         logits += [TABLE[item] @ OUTPUTS[i] - np.log(Q[item]) for item in (2, 7, 6) if item != target]
-        logits += [TABLE[item] @ OUTPUTS[i] + np.log(3) for item in held[i]]
+        logits += [TABLE[item] @ OUTPUTS[i] + (offset or 0) + np.log(3) for item in held[i]]
         assert float(values[i]) == pytest.approx(softmax_loss(np.array(logits), 0), rel=1e-4)
 
 

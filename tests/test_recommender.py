@@ -113,6 +113,21 @@ def test_id_dropout_leaves_whole_rows_out_and_scales_the_others():
     np.testing.assert_array_equal(model.encode_items(some, jax.random.key(0)), dropped[some["item_id"]])
 
 
+def test_token_dropout_leaves_the_same_words_out_everywhere_in_a_step():
+    architecture = Architecture(hidden_size=8, n_heads=1, token_dropout=0.4)
+    graph, params = build(architecture, {"title": 2001}, seed=0)
+    model, alone = nnx.merge(graph, params), np.arange(2001)[:, None]
+    nothing = np.asarray(model.encode_items({"title": np.zeros((1, 1), np.int32)}))
+    full = np.asarray(model.encode_items({"title": alone}))
+    dropped = np.asarray(model.encode_items({"title": alone}, jax.random.key(0)))
+    gone = np.isclose(dropped, nothing).all(1)
+    assert gone.mean() == pytest.approx(0.4, abs=0.04)
+    np.testing.assert_allclose(dropped[~gone] - nothing, (full[~gone] - nothing) / 0.6, rtol=1e-4, atol=1e-7)
+    pairs = np.stack([alone[1:-1, 0], alone[2:, 0]], 1)
+    both = np.asarray(model.encode_items({"title": pairs}, jax.random.key(0)))
+    np.testing.assert_allclose(both, dropped[1:-1] + dropped[2:] - nothing, atol=1e-6)
+
+
 def test_histories_hold_each_item_of_the_window_once():
     items = jnp.array([[3, 5, 3, 4, 3, 9], [1, 2, 2, 0, 0, 0]])
     positions = jnp.array([[0, 1, 2, 0, 1, 2], [0, 1, 2, 0, 0, 0]])

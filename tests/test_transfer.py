@@ -23,6 +23,7 @@ from seqrec_jax.training.transfer import (
     ewc,
     from_scratch,
     full,
+    head_first,
     l2_sp,
     low_rank,
     only_embeddings,
@@ -74,6 +75,10 @@ def test_other_methods_train_what_they_are_named_after(model):
     assert groups(trained_by(full(3, freeze_embeddings=True, unfreeze_n_layers=1)[0], model[1])) == {"2"}
     assert groups(trained_by(full(3, unfreeze_n_layers=0)[0], model[1])) == inputs
     assert groups(trained_by(only_embeddings(3)[0], model[1])) == inputs
+    first, second = head_first(3)
+    assert groups(trained_by(first, model[1])) == {"lexical"}
+    assert "item_encoder/item_id/tables/item_id" not in trained_by(first, model[1])
+    assert trained_by(second, model[1]) == every
     scratch = from_scratch(3)[0]
     assert scratch.fresh
     assert trained_by(scratch, model[1]) == every

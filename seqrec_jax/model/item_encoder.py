@@ -75,7 +75,8 @@ class TextItemEncoder(nnx.Module):
         embedding_size: width of the token tables.
         hidden_size: width of the item embeddings.
         pooling: a name of POOLINGS.
-        token_dropout: share of the vocabulary that is left out of a training step, wherever it occurs.
+        token_dropout: share of the vocabulary that is left out of a training step, wherever it occurs; sums of the
+            others are scaled up.
         table_axis: of the mesh, over which the tables' columns are divided; see look_up.
     """
 
@@ -112,6 +113,8 @@ class TextItemEncoder(nnx.Module):
             look_up(pool, self.tables[name][...], self._kept(jnp.asarray(features[name]), key), self.table_axis)
             for name in self.features
         ]
+        if key is not None and self.pooling == "sum":
+            pooled = [sums / (1 - self.token_dropout) for sums in pooled]
         return self.projection(jnp.concatenate(pooled, -1).astype(self.projection.kernel[...].dtype))
 
     def _kept(self, tokens: jax.Array, key: jax.Array | None) -> jax.Array:
@@ -148,7 +151,7 @@ class IdItemEncoder(nnx.Module):
         """Embeds items.
 
         Args:
-            features: `item_id` [items] int32, rows of the catalog.
+            features: `item_id` [items] int32, rows of the catalog; 0 for an item without one, which gets 0.
             key: of the dropout; None switches it off.
 
         Returns:
@@ -156,6 +159,7 @@ class IdItemEncoder(nnx.Module):
         """
         items = jnp.asarray(features[ITEM_ID])
         rows = look_up(lambda table, items: table[items], self.tables[ITEM_ID][...], items, self.table_axis)
+        rows = jnp.where(items[:, None] > 0, rows, 0)
         return dropout(rows, self.id_dropout, key, items.astype(jnp.uint32)[:, None])
 
 

@@ -163,6 +163,18 @@ class TrainingSet(NamedTuple):
     shares: tuple[float, ...] | None = None
 
 
+def without_rare_rows(training: TrainingSet, least: int) -> TrainingSet:
+    """The training set in which items of fewer interactions have no row of their own beside their text.
+
+    A row that is learnt from a few users' interactions says who they were, and not what the item is.
+    """
+    if ITEM_ID not in training.features or len(training.features) == 1:
+        return training
+    rows = training.features[ITEM_ID]
+    kept = np.where(training.log.counts >= least, rows, 0).astype(rows.dtype)
+    return training._replace(features={**training.features, ITEM_ID: kept})
+
+
 def apart_from_cold(training: TrainingSet) -> TrainingSet:
     """The training set in which no target competes with items that nobody has in training.
 

@@ -29,8 +29,8 @@ from seqrec_jax.losses.negatives import AnyProposal
 from seqrec_jax.losses.proposals.by_count import popularity
 from seqrec_jax.model import parameters
 from seqrec_jax.model.recommender import graph_of
-from seqrec_jax.tasks.domain import Domain, TrainingSet, apart_from_cold, open_domain, with_replay
-from seqrec_jax.tasks.finetune_stages import STAGES, FineTuning, Settings
+from seqrec_jax.tasks.domain import Domain, TrainingSet, apart_from_cold, open_domain, with_replay, without_rare_rows
+from seqrec_jax.tasks.finetune_stages import STAGES, FineTuning, Settings, with_something_to_train
 from seqrec_jax.tasks.reference_params import reference_params
 from seqrec_jax.tasks.restored import check_tokenizer
 from seqrec_jax.tasks.settings import check_settings
@@ -76,7 +76,7 @@ def _tracked(domain: Domain, stages: Sequence[Stage], settings: Settings) -> dic
 
 
 def importance_of(
-    restored: Restored, joined: Joined, domain: Domain, settings: Settings, mesh: Mesh, n_batches: int
+    restored: Restored, joined: Joined, domain: Domain, settings: Settings, mesh: Mesh, batch_size: int
 ) -> dict[str, jax.Array]:
     """The Fisher information of a checkpoint's parameters on its pre-training dataset, by their names in the domain's
     model; see fisher."""
@@ -86,11 +86,13 @@ def importance_of(
     domains = joined.domains() if len(joined.parts) > 1 else None
     catalog = replicate(mesh, Catalog(features, settings.proposal(training_log(data, split)), domains))
     batches = training_batches(
-        data, split, train_batch_size=settings.train_batch_size, loss_positions="all",
+        data, split, train_batch_size=batch_size, loss_positions="all",
         max_length=record.architecture.max_length, shards=mesh.size, seed=settings.seed, task="finetune",
     )  # fmt: skip
     local = local_shards(mesh, batches.shards)
     graph = graph_of(record.architecture, record.vocab_sizes)
+    assert settings.penalty is not None
+    n_batches = settings.penalty.fisher_batches
     logging.info("Fisher information over %d batches of %s", n_batches, data.folder)
     values = fisher(
         make_loss_and_grads(graph, settings.objective, mesh),
@@ -103,7 +105,13 @@ def importance_of(
 
 
 def _held(
-    restored: Restored, pretraining: Joined | None, domain: Domain, settings: Settings, mesh: Mesh, path: Path
+    restored: Restored,
+    pretraining: Joined | None,
+    domain: Domain,
+    settings: Settings,
+    mesh: Mesh,
+    path: Path,
+    batch_size: int,
 ) -> Held | None:
     """What the penalty holds the parameters to; the Fisher information is kept in the run's folder."""
     penalty = settings.penalty
@@ -115,7 +123,7 @@ def _held(
     assert pretraining is not None
     file = path / FISHER
     if not file.exists():
-        values = importance_of(restored, pretraining, domain, settings, mesh, penalty.fisher_batches)
+        values = importance_of(restored, pretraining, domain, settings, mesh, batch_size)
         if jax.process_index() == 0:
             write_arrays(file, values)
         agree(None)
@@ -148,7 +156,8 @@ def finetune(
     averages: Sequence[float] = (),
     calibrates: bool = True,
     replay_share: float = 0.0,
-    cold_negatives: bool = True,
+    row_interactions: int = 5,
+    cold_negatives: bool = False,
     train_batch_size: int = 3200,
     least_steps: int = 8,
     loss: Callable[[], Loss] = full_softmax,
@@ -185,7 +194,9 @@ def finetune(
             validation.
         calibrates: choose the weights of what was learnt against words, and of repeats, on validation.
         replay_share: of each batch's targets that are of the pre-training dataset, on average, against forgetting.
-        cold_negatives: let targets compete with items that nobody has in training, too; see apart_from_cold.
+        row_interactions: fewest of an item in training that has a row of its own beside its text.
+        cold_negatives: let targets compete with items that nobody has in training, too, which then rank last whatever
+            their words; see apart_from_cold.
         train_batch_size: targets of a step, about, over all devices.
         least_steps: an epoch has at least as many, of smaller batches, down to a row a device.
         loss: of the targets.
@@ -226,7 +237,8 @@ def finetune(
     domain = open_domain(dataset, checkpoint, restored, changes or {}, users_share, seed)
     check_settings(
         "finetune", domain.record.architecture, ranking, settings.objective, valid_metric=valid_metric,
-        compute_dtype=compute_dtype, ema_decay=ema_decay, train_batch_size=train_batch_size, eval_every=eval_every, least_steps=least_steps,
+        compute_dtype=compute_dtype, ema_decay=ema_decay, train_batch_size=train_batch_size, eval_every=eval_every,
+        least_steps=least_steps,
     )  # fmt: skip
     pretraining = None
     if pretraining_dataset is not None:
@@ -236,17 +248,20 @@ def finetune(
     training = TrainingSet(domain.data, domain.split, domain.log, domain.features)
     if pretraining is not None and replay_share:
         training = with_replay(domain, pretraining, restored.record, replay_share)
+    training = without_rare_rows(training, row_interactions)
     if not cold_negatives:
         training = apart_from_cold(training)
     settings = dataclasses.replace(
         settings, train_batch_size=_batch_size(settings, training, domain, mesh, least_steps)
     )
     settings.objective.check(settings.proposal(training.log), training.data.n_items, 2)
-    stages = method(domain.record.architecture.n_layers)
+    stages = with_something_to_train(method(domain.record.architecture.n_layers), domain.start)
     folder = RunDir(run_dir, (STAGES, FISHER))
     with folder.held() as path:
         config = gin.operative_config_str() + f"{DATA}dataset.sha256 = {domain.data.digest()}\n"
         config += f"{DATA}checkpoint.sha256 = {parameters.sha256(restored.params)}\n"
+        if pretraining is not None:
+            config += f"{DATA}pretraining_dataset.sha256 = {pretraining.whole.digest()}\n"
         work = FineTuning(settings, domain, training, ranking, mesh, guards)
         for stage in stages:
             work.compiler(stage, domain.start).prepare(settings.train_batch_size)
@@ -266,7 +281,7 @@ def finetune(
             before = work.report(place(mesh, domain.start))
             metrics.add("zero_shot", 0, 0, {f"zero_shot/{name}": value for name, value in before["test"].items()})
             logging.info("zero-shot: test %s %.4f", valid_metric, before["test"][valid_metric])
-            work.held = _held(restored, pretraining, domain, settings, mesh, path)
+            work.held = _held(restored, pretraining, domain, settings, mesh, path, train_batch_size)
             found, summaries = work.train(stages, folder, checkpoints, reports, metrics)
             choice = work.choose(stages, found)
             results = work.results(choice, before, summaries, origin)
@@ -275,8 +290,8 @@ def finetune(
             for name, figures in results["slices"].items():
                 flat |= {f"{name}/{metric}": value for metric, value in figures.items()}
             metrics.add("test", last["steps"], last["epochs"], flat)
+            write_model(path, domain.record, choice.params, sum(of["steps"] for of in summaries))
             if work.first:
-                write_model(path, domain.record, choice.params, sum(of["steps"] for of in summaries))
                 write_text(path / RESULTS, json.dumps(results, indent=2) + "\n")
                 tracker.log_artifact(path / RESULTS)
                 shutil.rmtree(path / STAGES)

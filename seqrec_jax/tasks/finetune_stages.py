@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from seqrec_jax.data.split import TrainingLog
 from seqrec_jax.devices import place, replicate
+from seqrec_jax.errors import InputError
 from seqrec_jax.evaluation.baselines import popularity_ranks
 from seqrec_jax.evaluation.metrics import summarize
 from seqrec_jax.evaluation.ranking import Ranking, TargetRanker
@@ -41,6 +42,22 @@ from seqrec_jax.training.tuning import Held, Tuning
 
 STAGES = "stages"
 SUMMARY = "stage.json"
+
+
+def with_something_to_train(stages: Sequence[Stage], params: nnx.State) -> list[Stage]:
+    """The stages without those whose parameters the model does not have, such as a lexical head.
+
+    Raises:
+        InputError: none is left.
+    """
+    names = parameters.named(params)
+    left = [stage for stage in stages if any(stage.trains(name) or stage.adapts(name) for name in names)]
+    for stage in stages:
+        if stage not in left:
+            logging.info("stage %r is left out: the model has none of its parameters", stage.name)
+    if not left:
+        raise InputError("finetune.method trains no parameter of the checkpoint's model; bind another")
+    return left
 
 
 @dataclasses.dataclass(frozen=True)

@@ -287,7 +287,7 @@ class CheckpointWriter:
 
 
 def write_model(run_dir: Path, record: ModelRecord, params: nnx.State, step: int) -> None:
-    """Writes a checkpoint of a finished model, which nothing goes on from.
+    """Writes a checkpoint of a finished model, which nothing goes on from, in place of any there.
 
     Args:
         run_dir: folder that receives it.
@@ -298,6 +298,8 @@ def write_model(run_dir: Path, record: ModelRecord, params: nnx.State, step: int
     Raises:
         InputError: it could not be written.
     """
+    if jax.process_index() == 0:
+        shutil.rmtree(run_dir / CHECKPOINTS, ignore_errors=True)
     writer = CheckpointWriter(run_dir, record, Checkpoints())
     try:
         writer.save(step, params, {"step": jnp.int32(step)}, {"best_step": step}, step)

@@ -40,6 +40,6 @@ def fisher(
 
     total, n = jax.tree.map(lambda array: jnp.zeros_like(array, jnp.float32), params), 0
     for n, batch in enumerate(batches, 1):
-        total = add(total, jnp.int32(n), batch, params, catalog)
+        total = jax.block_until_ready(add(total, jnp.int32(n), batch, params, catalog))
     assert n, "no batch to take the Fisher information over"
     return {name: array / n for name, array in parameters.named(total).items()}

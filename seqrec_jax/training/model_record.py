@@ -4,8 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from seqrec_jax.errors import InputError
 from seqrec_jax.model.item_encoder import ITEM_ID
 from seqrec_jax.model.recommender import Architecture
+
+VERSION = 1
 
 
 class ModelRecord(NamedTuple):
@@ -32,6 +35,7 @@ class ModelRecord(NamedTuple):
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; the features are a list, as their order matters."""
         return {
+            "version": VERSION,
             "architecture": dataclasses.asdict(self.architecture),
             "features": [
                 {"name": name, "vocab_size": self.vocab_sizes[name], "max_tokens": most}
@@ -45,7 +49,14 @@ class ModelRecord(NamedTuple):
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "ModelRecord":
-        """The inverse of to_json."""
+        """The inverse of to_json.
+
+        Raises:
+            InputError: a newer version wrote it.
+        """
+        known = {field.name for field in dataclasses.fields(Architecture)}
+        if record.get("version", 1) > VERSION or not record["architecture"].keys() <= known:
+            raise InputError("the checkpoint was written by a newer version of seqrec_jax; install that to read it")
         features, item_rows = record["features"], record.get("item_rows")
         return cls(
             Architecture(**record["architecture"]),

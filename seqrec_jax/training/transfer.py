@@ -142,8 +142,8 @@ def progressive(n_layers: int, epochs_per_layer: int = 10, final_epochs: int = 5
 
 
 def head(name: str) -> bool:
-    """The lexical head, which weighs words against what is learnt, and what belongs to the domain."""
-    return name.startswith("lexical/") or _belongs_to_the_domain(name)
+    """The lexical head, which weighs words against what is learnt, and the repeat offset."""
+    return name.startswith("lexical/") or name == "repeat"
 
 
 @gin.configurable
