@@ -55,8 +55,8 @@ def train_tokenizer(
     if not sources:
         raise InputError("SOURCES = [] names no source")
     target = Path(output)
-    if target.is_dir() or not target.parent.is_dir():
-        raise InputError(f"{target}: is a folder, or lies in none; bind OUTPUT to a file such as 'tokenizer.model'")
+    if target.is_dir():
+        raise InputError(f"{target}: is a folder; bind OUTPUT to a file such as 'tokenizer.model'")
     texts: list[str] = []
     for ordinal, source in enumerate(sources):
         for column in _columns(Path(source), features):
@@ -64,6 +64,7 @@ def train_tokenizer(
             texts += [tokenizer.normalize(column[row]) for row in np.sort(kept)]
     logging.info("tokenizer: training on %d texts of %d sources", len(texts), len(sources))
     model = tokenizer.train(texts, vocab_size)
+    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     partial.write_bytes(model.model)
     os.replace(partial, target)
