@@ -158,12 +158,12 @@ def test_from_scratch_starts_from_nothing(checkpoint, market, tmp_path):
 
     scratched = tuned(checkpoint, market, tmp_path / "scratch", method=scratch)
     assert scratched["zero_shot"] == tuned(checkpoint, market, tmp_path / "full", method=once)["zero_shot"]
-    start, fresh, full = arrays_of(checkpoint), arrays_of(tmp_path / "scratch"), arrays_of(tmp_path / "full")
+    start, fresh, tuned_once = (arrays_of(path) for path in (checkpoint, tmp_path / "scratch", tmp_path / "full"))
 
     def far(arrays):
         return np.linalg.norm(arrays["item_encoder/tables/title"] - start["item_encoder/tables/title"])
 
-    assert far(fresh) > 2 * far(full)
+    assert far(fresh) > 2 * far(tuned_once)
 
 
 def test_bad_input_is_told_in_a_line_before_anything_is_written(checkpoint, market, shop_files, tmp_path):

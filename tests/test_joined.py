@@ -99,6 +99,19 @@ def test_the_full_softmax_is_over_the_targets_own_catalog(label_smoothing):
         assert float(losses[row]) == pytest.approx(normalizer - aim, rel=1e-5)
 
 
+def test_padding_leaves_gradients_finite():
+    p = predictions(DOMAINS)
+    observed = p.observed._replace(targets=jnp.zeros(5, jnp.int32))
+
+    def total(outputs):
+        of_padding = p._replace(
+            observed=observed, hidden=outputs[None], outputs=outputs, repeat_offset=jnp.float32(-3), inputs=p.inputs + 1
+        )
+        return full_softmax().losses(Keys(jax.random.key(0), jnp.arange(5)), of_padding, None).sum()
+
+    assert jnp.isfinite(jax.grad(total)(200 * p.outputs)).all()
+
+
 def test_negatives_of_another_dataset_do_not_count():
     proposal = popularity(type("Log", (), {"counts": np.arange(11), "blocks": None}))
     loss = sampled_softmax(6, shared)

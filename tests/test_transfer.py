@@ -173,8 +173,9 @@ def test_fisher_is_the_mean_of_the_squared_gradients_of_batches(model, batches):
                 of_batch[name] += np.asarray(grad, np.float64)
         for name, grad in of_batch.items():
             expected[name] += (grad / len(examples)) ** 2 / len(some)
+    largest = max(array.max() for array in expected.values())
     for name, array in expected.items():
-        np.testing.assert_allclose(ours[name], array, rtol=2e-3, atol=1e-3 * array.max() + 1e-12, err_msg=name)
+        np.testing.assert_allclose(ours[name], array, rtol=5e-3, atol=1e-3 * array.max() + 1e-6 * largest, err_msg=name)
 
 
 def test_a_model_of_texts_gets_rows_that_change_nothing_at_first(shop):

@@ -85,7 +85,8 @@ def _repeats(
 ) -> tuple[jax.Array, jax.Array]:
     """What the offset of the history's items adds to the log normalizer and to the target's logit: [targets] each."""
     logits, items, counts = score_history(predictions)
-    held = jnp.where(counts, jnp.exp(logits / temperature - normalizer[:, None]), 0).sum(1)
+    counts &= items > 0
+    held = jnp.exp(jnp.where(counts, logits / temperature - normalizer[:, None], MASKED_LOGIT)).sum(1)
     held = jnp.minimum(held, 1 - 1e-5)  # the history's share of the softmax, which rounding may lift to 1
     is_target = (counts & (items == predictions.observed.targets[:, None])).any(1)
     return jnp.log1p(held * jnp.expm1(offset)), jnp.where(is_target, offset, 0)
@@ -100,7 +101,8 @@ def _competing(predictions: Predictions, temperature: float) -> tuple[jax.Array,
     if domains is None:
         return outputs, catalog
     numbers = jnp.arange(1, MOST_DOMAINS + 1)
-    foreign = domains[predictions.observed.targets][:, None] != numbers
+    own = domains[predictions.observed.targets][:, None]
+    foreign = (own != numbers) & (own > 0)  # padding has none, and must not end in logits far below its history's
     columns = jnp.where(foreign, MASKED_LOGIT * temperature, 0).astype(outputs.dtype)
     belongs = (domains[:, None] == numbers).astype(catalog.dtype)
     return jnp.concatenate([outputs, columns], 1), jnp.concatenate([catalog, belongs], 1)

@@ -44,6 +44,7 @@ from seqrec_jax.training.fisher import fisher
 from seqrec_jax.training.guards import Guards
 from seqrec_jax.training.metrics_log import METRICS as METRICS_FILE
 from seqrec_jax.training.metrics_log import MetricsLog
+from seqrec_jax.training.model_record import ModelRecord
 from seqrec_jax.training.optimizer import adamw
 from seqrec_jax.training.progress import Reports
 from seqrec_jax.training.run_dir import CONFIG, DATA, RESULTS, RunDir, agree
@@ -64,6 +65,50 @@ def _batch_size(settings: Settings, training: TrainingSet, domain: Domain, mesh:
     if size < settings.train_batch_size:
         logging.info("batches of %d targets, for at least %d steps an epoch", size, least_steps)
     return size
+
+
+def _check(settings: Settings, pretraining_dataset: str | Sequence[str] | None, replay_share: float) -> None:
+    """Refuses settings of transfer that do not fit each other.
+
+    Raises:
+        InputError: naming the binding.
+    """
+    averages, penalty = settings.averages, settings.penalty
+    if penalty is not None and penalty.fisher_batches and pretraining_dataset is None:
+        raise InputError(
+            "finetune.penalty = @ewc weighs parameters by what they mean to the pre-training dataset; bind "
+            "PRETRAINING_DATASET to its folder"
+        )
+    if not 0 <= replay_share < 1:
+        raise InputError(f"finetune.replay_share = {replay_share} is not in [0, 1)")
+    if replay_share and pretraining_dataset is None:
+        raise InputError("finetune.replay_share needs pre-training data; bind PRETRAINING_DATASET to its folder")
+    if any(not 0 < share < 1 for share in averages):
+        raise InputError(f"finetune.averages = {tuple(averages)} must hold shares in (0, 1)")
+
+
+def _training_set(
+    domain: Domain,
+    pretraining: Joined | None,
+    pretrained: ModelRecord,
+    replay_share: float,
+    row_interactions: int,
+    cold_negatives: bool,
+) -> TrainingSet:
+    """What is trained on; see finetune for the settings."""
+    training = TrainingSet(domain.data, domain.split, domain.log, domain.features)
+    if pretraining is not None and replay_share:
+        training = with_replay(domain, pretraining, pretrained, replay_share)
+    training = without_rare_rows(training, row_interactions)
+    return training if cold_negatives else apart_from_cold(training)
+
+
+def _told(results: Mapping[str, Any]) -> dict[str, float]:
+    """Figures of test, of all users and of the slices, for the log of metrics."""
+    told = {f"test/{name}": value for name, value in results["test"].items()}
+    for name, figures in results["slices"].items():
+        told |= {f"{name}/{metric}": value for metric, value in figures.items()}
+    return told
 
 
 def _tracked(domain: Domain, stages: Sequence[Stage], settings: Settings) -> dict[str, Any]:
@@ -221,17 +266,7 @@ def finetune(
         seed, train_batch_size, loss(), proposal, schedule, optimizer, None if penalty is None else penalty(),
         ema_decay, eval_every, stopping_step, valid_metric, compute_dtype, averages, calibrates,
     )  # fmt: skip
-    if settings.penalty is not None and settings.penalty.fisher_batches and pretraining_dataset is None:
-        raise InputError(
-            "finetune.penalty = @ewc weighs parameters by what they mean to the pre-training dataset; bind "
-            "PRETRAINING_DATASET to its folder"
-        )
-    if not 0 <= replay_share < 1:
-        raise InputError(f"finetune.replay_share = {replay_share} is not in [0, 1)")
-    if replay_share and pretraining_dataset is None:
-        raise InputError("finetune.replay_share needs pre-training data; bind PRETRAINING_DATASET to its folder")
-    if any(not 0 < share < 1 for share in averages):
-        raise InputError(f"finetune.averages = {tuple(averages)} must hold shares in (0, 1)")
+    _check(settings, pretraining_dataset, replay_share)
     guards, checkpoints, reports, tracker = Guards(), Checkpoints(), Reports(), Tracker()
     mesh, restored = device_mesh(), restore(checkpoint)
     domain = open_domain(dataset, checkpoint, restored, changes or {}, users_share, seed)
@@ -245,12 +280,7 @@ def finetune(
         folders = [pretraining_dataset] if isinstance(pretraining_dataset, str) else pretraining_dataset
         pretraining = open_joined(folders)
         check_tokenizer(pretraining.whole, restored.record, checkpoint)
-    training = TrainingSet(domain.data, domain.split, domain.log, domain.features)
-    if pretraining is not None and replay_share:
-        training = with_replay(domain, pretraining, restored.record, replay_share)
-    training = without_rare_rows(training, row_interactions)
-    if not cold_negatives:
-        training = apart_from_cold(training)
+    training = _training_set(domain, pretraining, restored.record, replay_share, row_interactions, cold_negatives)
     settings = dataclasses.replace(
         settings, train_batch_size=_batch_size(settings, training, domain, mesh, least_steps)
     )
@@ -286,10 +316,7 @@ def finetune(
             choice = work.choose(stages, found)
             results = work.results(choice, before, summaries, origin)
             last = summaries[-1]
-            flat = {f"test/{name}": value for name, value in results["test"].items()}
-            for name, figures in results["slices"].items():
-                flat |= {f"{name}/{metric}": value for metric, value in figures.items()}
-            metrics.add("test", last["steps"], last["epochs"], flat)
+            metrics.add("test", last["steps"], last["epochs"], _told(results))
             write_model(path, domain.record, choice.params, sum(of["steps"] for of in summaries))
             if work.first:
                 write_text(path / RESULTS, json.dumps(results, indent=2) + "\n")
