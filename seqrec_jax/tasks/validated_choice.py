@@ -62,9 +62,12 @@ def calibrate(choice: Choice, figure: Figure) -> Choice:
     """
     best = choice
     for _ in range(2):
+        before = best
         for name, step in KNOBS.items():
             if name in parameters.named(choice.params):
                 best = _moved(best, name, step, figure)
+        if best is before:
+            break
     if best is not choice:
         logging.info("calibrated on validation: %.4f to %.4f", choice.figure, best.figure)
     return best

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import gin
 
 from seqrec_jax.errors import InputError
+from seqrec_jax.training.tuning import nothing
 
 Names = Callable[[str], bool]
 
@@ -19,12 +20,6 @@ def everything(name: str) -> bool:
     """Every parameter."""
     del name
     return True
-
-
-def nothing(name: str) -> bool:
-    """No parameter."""
-    del name
-    return False
 
 
 class Stage(NamedTuple):

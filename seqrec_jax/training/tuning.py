@@ -42,7 +42,8 @@ class Fixed(NamedTuple):
     held: Held
 
 
-def _none(name: str) -> bool:
+def nothing(name: str) -> bool:
+    """No parameter."""
     del name
     return False
 
@@ -62,7 +63,7 @@ class Tuning:
 
     like: nnx.State
     trains: Callable[[str], bool]
-    adapts: Callable[[str], bool] = _none
+    adapts: Callable[[str], bool] = nothing
     rank: int = 0
     strength: float = 0.0
 
