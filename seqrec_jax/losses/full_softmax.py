@@ -26,8 +26,10 @@ def _blocks(outputs: jax.Array, catalog: jax.Array) -> tuple[jax.Array, jax.Arra
     return padded.reshape(n_blocks, per_block, hidden), jnp.arange(n_blocks * per_block).reshape(n_blocks, per_block)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def log_normalizer(outputs: jax.Array, catalog: jax.Array, temperature: float) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def log_normalizer(
+    outputs: jax.Array, catalog: jax.Array, temperature: float, n_learnt: int | None = None
+) -> jax.Array:
     """log of the sum of exp(logit / temperature) over a catalog, in blocks of items, forward and backward.
 
     Neither the logits [targets, items] nor their gradient is ever held whole: the running maximum and sum of online
@@ -37,6 +39,7 @@ def log_normalizer(outputs: jax.Array, catalog: jax.Array, temperature: float) -
         outputs: [targets, hidden].
         catalog: [n_items + 1, hidden]; row 0, padding, is left out.
         temperature: divides the logits.
+        n_learnt: the catalog's first columns, which get a gradient; those after them are fixed. None for all.
 
     Returns:
         [targets] float32.
@@ -56,25 +59,27 @@ def log_normalizer(outputs: jax.Array, catalog: jax.Array, temperature: float) -
     return highest + jnp.log(total)
 
 
-def _forward(outputs, catalog, temperature):
-    value = log_normalizer(outputs, catalog, temperature)
+def _forward(outputs, catalog, temperature, n_learnt):
+    value = log_normalizer(outputs, catalog, temperature, n_learnt)
     return value, (outputs, catalog, value)
 
 
-def _backward(temperature, kept, gradient):
+def _backward(temperature, n_learnt, kept, gradient):
     outputs, catalog, value = kept
-    n_rows = catalog.shape[0]
+    n_rows, hidden = catalog.shape
     scale = (gradient / temperature)[:, None]
+    learnt = outputs[:, :n_learnt]
 
     def of_block(to_outputs, block):
         embeddings, rows = block
         logits = jnp.where((rows > 0) & (rows < n_rows), dot(outputs, embeddings.T) / temperature, -jnp.inf)
         weights = (jnp.exp(logits - value[:, None]) * scale).astype(catalog.dtype)
-        return to_outputs + dot(weights, embeddings), dot(weights.T, outputs).astype(catalog.dtype)
+        return to_outputs + dot(weights, embeddings), dot(weights.T, learnt).astype(catalog.dtype)
 
     start = jnp.zeros(outputs.shape, wide(outputs))
     to_outputs, to_catalog = jax.lax.scan(of_block, start, _blocks(outputs, catalog))
-    return to_outputs.astype(outputs.dtype), to_catalog.reshape(-1, catalog.shape[1])[:n_rows]
+    to_catalog = to_catalog.reshape(-1, learnt.shape[1])[:n_rows]
+    return to_outputs.astype(outputs.dtype), jnp.pad(to_catalog, ((0, 0), (0, hidden - learnt.shape[1])))
 
 
 log_normalizer.defvjp(_forward, _backward)
@@ -133,7 +138,7 @@ def full_softmax(temperature: float = 1.0, label_smoothing: float = 0.0) -> Loss
 
     def losses(keys: Keys, predictions: Predictions, proposal: AnyProposal) -> jax.Array:
         del keys, proposal
-        normalizer = log_normalizer(*_competing(predictions, temperature), temperature)
+        normalizer = log_normalizer(*_competing(predictions, temperature), temperature, predictions.n_learnt)
         positive = positive_logits(predictions) / temperature
         if predictions.repeat_offset is not None:
             offset = predictions.repeat_offset / temperature

@@ -61,6 +61,7 @@ class Predictions(NamedTuple):
         drawn_rows: their rows of `embeddings`.
         domains: [n_items + 1] int32, the dataset of each item, where targets compete with those of their own alone;
             None where they compete with all.
+        n_learnt: columns of the embeddings that are learnt, which come first; None for all.
     """
 
     observed: Observed
@@ -74,6 +75,7 @@ class Predictions(NamedTuple):
     drawn: jax.Array | None = None
     drawn_rows: jax.Array | None = None
     domains: jax.Array | None = None
+    n_learnt: int | None = None
 
 
 class Scored(NamedTuple):

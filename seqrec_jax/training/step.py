@@ -193,6 +193,7 @@ def shard_loss(
         drawn=drawn,
         drawn_rows=encoded.of_drawn,
         domains=None if catalog.domains is None else jnp.asarray(catalog.domains),
+        n_learnt=model.hidden_size,
     )
     losses = loss.losses(keys, predictions, catalog.proposal)
     return jnp.where(batch.weights > 0, losses * batch.weights, 0).sum()
