@@ -71,7 +71,7 @@ def train(dataset: str, folder: Path, positions: str, seed: int, args: argparse.
     history = client.get_metric_history(client.search_runs([experiment_id])[0].info.run_id, f"valid/{METRIC}")
     targets_per_epoch = results["train"]["targets"] // args.epochs
 
-    restored, data, tokens = open_checkpoint(run_dir, dataset)
+    restored, data, tokens, _ = open_checkpoint(run_dir, dataset)
     mesh = device_mesh()
     max_length = restored.record.architecture.max_length
     ranker = TargetRanker(restored.graph, data, leave_one_out(data).valid, Ranking(), max_length, mesh)

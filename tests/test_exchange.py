@@ -33,7 +33,8 @@ def written(shop, folder, architecture=ARCHITECTURE):
 
 @pytest.mark.parametrize("item_encoder", ["text", "text_and_id"])
 def test_weights_come_back_as_they_were(shop, tmp_path, item_encoder):
-    architecture = Architecture(2, 2, 16, 32, 8, 12, item_encoder=item_encoder, repeat_offset=item_encoder != "text")
+    more = item_encoder != "text"
+    architecture = Architecture(2, 2, 16, 32, 8, 12, item_encoder=item_encoder, repeat_offset=more, transitions=more)
     arrays = written(shop, tmp_path / "run", architecture)
     export_weights(str(tmp_path / "run"), str(tmp_path / "model.safetensors"))
     import_weights(str(tmp_path / "model.safetensors"), str(shop.folder), str(tmp_path / "again"))

@@ -81,9 +81,10 @@ def arrays_of(run_dir):
 def test_a_report_of_what_was_gained_and_forgotten(checkpoint, market, shop_folder, tmp_path):
     results = tuned(
         checkpoint, market, tmp_path / "run", method=two_stages, pretraining_dataset=str(shop_folder),
-        changes={"item_encoder": "text_and_id"}, averages=(0.5,), replay_share=0.2,
+        changes={"item_encoder": "text_and_id", "transitions": True}, averages=(0.5,), replay_share=0.2,
     )  # fmt: skip
     assert [stage["name"] for stage in results["stages"]] == ["top_1", "everything"]
+    assert results["chosen"]["transitions"] >= 0
     data = open_dataset(market)
     assert results["slices"]["short_histories"]["users"] <= data.n_users
     assert results["zero_shot"]["test"]["ndcg_at_10"] > 0.1  # the texts of both shops are alike
@@ -104,7 +105,7 @@ def test_a_report_of_what_was_gained_and_forgotten(checkpoint, market, shop_fold
         ("zero_shot", 0), ("epoch", 1), ("epoch", 2), ("epoch", 3), ("test", 3),
     ]  # fmt: skip
     assert sorted(path.name for path in (tmp_path / "run").iterdir() if not path.name.startswith(".")) == [
-        "checkpoints", "config.gin", "metrics.jsonl", "results.json", "tokenizer.model",
+        "checkpoints", "config.gin", "metrics.jsonl", "results.json", "tokenizer.model", "transitions.npz",
     ]  # fmt: skip
 
 

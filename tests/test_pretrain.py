@@ -204,6 +204,7 @@ def test_data_without_text_train_models_of_ids_alone(shop_files, tmp_path):
             "pretrain.proposal = @mixed\nmixed.proposals = (@popularity, @uniform)\nmixed.shares = (0.5, 0.6)",
             r"mixed.shares = \(0.5, 0.6\) sum to 1.1",
         ),
+        ("Architecture.transitions = True", "Architecture.transitions = True is weighed on validation"),
         ("Architecture.repeat_offset = True", "Architecture.repeat_offset = True is learnt from the histories' items"),
         ("pretrain.compute_dtype = 'float8'", "pretrain.compute_dtype = 'float8'"),
         ("Architecture.item_encoder = 'image'", "Architecture.item_encoder = 'image' is not one of text, id"),

@@ -9,19 +9,19 @@ from seqrec_jax.errors import InputError
 from seqrec_jax.evaluation import ranking
 from seqrec_jax.evaluation.baselines import popularity_ranks
 from seqrec_jax.evaluation.metrics import per_user, summarize
-from seqrec_jax.evaluation.ranking import Ranking, Repeats, TargetRanker, rank_targets
+from seqrec_jax.evaluation.ranking import Raised, Ranking, TargetRanker, rank_targets
 from seqrec_jax.evaluation.top_items import top_items
 from seqrec_jax.model.recommender import Architecture, build
 
 RNG = np.random.default_rng(0)
 
 
-def ranks_of(outputs, catalog, targets, seen=None, n_sampled=None, ordinals=None, repeats=None):
+def ranks_of(outputs, catalog, targets, seen=None, n_sampled=None, ordinals=None, raised=None):
     ordinals = np.arange(len(targets)) if ordinals is None else ordinals
     return np.asarray(
         rank_targets(
             jnp.asarray(outputs), jnp.asarray(catalog), jnp.asarray(targets), jnp.asarray(ordinals),
-            None if seen is None else jnp.asarray(seen), repeats, n_sampled=n_sampled, seed=1,
+            None if seen is None else jnp.asarray(seen), raised, n_sampled=n_sampled, seed=1,
         )
     )  # fmt: skip
 
@@ -47,20 +47,27 @@ def test_ties_go_against_the_model():
 
 
 @pytest.mark.parametrize("offset", [-2.0, 1.5, -1000.0])
-def test_items_of_the_history_are_ranked_with_their_offset(scored, offset):
+@pytest.mark.parametrize("masks", [False, True])
+def test_items_whose_scores_are_raised_are_ranked_by_what_they_have_then(scored, offset, masks):
     outputs, catalog, targets = scored
-    histories = RNG.integers(1, 51, (30, 6))
-    histories[::3, 2] = targets[::3]
-    counts = np.array([[item not in row[:i] for i, item in enumerate(row)] for row in histories])
-    counts[:, 5] = False  # padding
+    items = np.array([RNG.permutation(np.arange(1, 51))[:7] for _ in range(30)])
+    amounts = np.array([offset, offset, offset, 0.7, 2.1, 0, 0], np.float32) * np.ones((30, 1), np.float32)
+    items[:, 5], items[:, 6] = items[:, 0], 0  # the same item again, to which nothing is added, and padding
+    for i, target in list(enumerate(targets))[::3]:
+        if target not in items[i]:
+            items[i, i % 5] = target
+            items[i, 5] = items[i, 0]
     scores = outputs @ catalog.T
-    for i in range(30):
-        scores[i, np.unique(histories[i, :5])] += offset
-    expected = [(np.delete(scores[i], [0, t]) >= scores[i, t]).sum() for i, t in enumerate(targets)]
-    repeats = Repeats(jnp.asarray(histories), jnp.asarray(counts), jnp.float32(offset))
-    np.testing.assert_array_equal(ranks_of(outputs, catalog, targets, repeats=repeats), expected)
-    sampled = ranks_of(outputs, catalog, targets, repeats=repeats, n_sampled=200_000) / 200_000
-    np.testing.assert_allclose(sampled, np.array(expected) / 49, atol=0.01)
+    np.add.at(scores, (np.arange(30)[:, None], items), amounts)
+    raised = Raised(jnp.asarray(items, jnp.int32), jnp.asarray(amounts))
+    seen = np.array([np.unique(row)[-4:] for row in items]) if masks else None
+    left_out = [np.setdiff1d(row, target) for row, target in zip(seen, targets, strict=True)] if masks else [[]] * 30
+    beats = [np.delete(scores[i] >= scores[i, t], [0, t, *left_out[i]]) for i, t in enumerate(targets)]
+    expected = [row.sum() for row in beats]
+    np.testing.assert_array_equal(ranks_of(outputs, catalog, targets, seen, raised=raised), expected)
+    if not masks:
+        sampled = ranks_of(outputs, catalog, targets, raised=raised, n_sampled=200_000) / 200_000
+        np.testing.assert_allclose(sampled, np.array(expected) / 49, atol=0.01)
 
 
 def test_seen_items_are_left_out_but_never_the_target(scored):

@@ -29,6 +29,18 @@ def per_user(ranks: np.ndarray, k: int) -> dict[str, np.ndarray]:
     }
 
 
+def standard_error(ranks: np.ndarray, metric: str) -> float:
+    """Standard error of the mean over users of `<metric>_at_<k>`; 0 for a single user.
+
+    Args:
+        ranks: [n] int, 0 for the top.
+        metric: its name.
+    """
+    name, _, k = metric.rpartition("_at_")
+    values = per_user(ranks.astype(np.int64), int(k))[name]
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+
+
 def summarize(ranks: np.ndarray, ks: Sequence[int]) -> dict[str, float]:
     """Means over users, under the names `<metric>_at_<k>`."""
     ranks = ranks.astype(np.int64)

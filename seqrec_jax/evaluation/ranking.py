@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import gin
@@ -15,8 +15,9 @@ from jax.sharding import Mesh
 
 from seqrec_jax.data.batches import PackedBatches, prefetch
 from seqrec_jax.data.packing import histories, pack
-from seqrec_jax.data.split import Targets
+from seqrec_jax.data.split import Targets, ranges
 from seqrec_jax.data.store import Dataset
+from seqrec_jax.data.transitions import Transitions
 from seqrec_jax.devices import (
     REPLICATED,
     SPLIT,
@@ -28,7 +29,7 @@ from seqrec_jax.devices import (
     split_rows,
 )
 from seqrec_jax.errors import InputError
-from seqrec_jax.model.recommender import items_read
+from seqrec_jax.model.recommender import Recommender, items_read
 
 ITEMS_PER_BLOCK = 4096
 TARGETS_PER_SAMPLED_BLOCK = 16
@@ -85,18 +86,47 @@ def _beaten_by_catalog(outputs: jax.Array, catalog: jax.Array, targets: jax.Arra
     return jax.lax.scan(count, jnp.zeros_like(targets), (firsts, blocks))[0]
 
 
-class Repeats(NamedTuple):
-    """Items of the histories, whose scores the model changes.
+class Raised(NamedTuple):
+    """Items whose scores are not their dot products alone: those of the history, and what followed them in training.
 
     Attributes:
-        items: [targets, most] int32.
-        counts: [targets, most] bool, whether it is one.
-        offset: [] float32, what is added to their scores.
+        items: [targets, most] int32; distinct, but for those to which nothing is added.
+        amounts: [targets, most] float32, what is added to their scores; 0 for padding.
     """
 
     items: jax.Array
-    counts: jax.Array
-    offset: jax.Array
+    amounts: jax.Array
+
+    def of(self, items: jax.Array) -> jax.Array:
+        """What is added to the score of one item of each target: [targets] int32 -> [targets] float32."""
+        return jnp.where(self.items == items[:, None], self.amounts, 0).sum(1)
+
+    def but(self, items: jax.Array, targets: jax.Array) -> "Raised":
+        """Those that are none of `items` [targets, n], unless they are the target."""
+        left_out = (self.items[:, :, None] == items[:, None, :]).any(2) & (self.items != targets[:, None])
+        return self._replace(amounts=jnp.where(left_out, 0, self.amounts))
+
+
+def raised_by(
+    model: Recommender,
+    items: jax.Array,
+    read: jax.Array,
+    followers: tuple[jax.Array, jax.Array] | None,
+) -> Raised | None:
+    """What a model adds to scores: its repeat offset to what it has read, its weight of transitions to what followed.
+
+    Args:
+        model: the recommender.
+        items: [targets, length] int32, of the row.
+        read: [targets, length] bool, whether the target's history holds it, at its first place.
+        followers: see Transitions.followers; None where there are none.
+    """
+    parts = []
+    if model.repeat_offset is not None:
+        parts.append(Raised(items, jnp.where(read, model.repeat_offset, 0)))
+    if followers is not None and model.transition_weight is not None:
+        parts.append(Raised(followers[0], model.transition_weight * followers[1]))
+    return Raised(*(jnp.concatenate(part, 1) for part in zip(*parts, strict=True))) if parts else None
 
 
 def _beaten_by_sample(
@@ -106,37 +136,40 @@ def _beaten_by_sample(
     bar: jax.Array,
     keys: jax.Array,
     n: int,
-    repeats: Repeats | None,
+    raised: Raised | None,
 ) -> jax.Array:
     """How many of n uniform draws of other items score at least `bar`: [targets] int32."""
     n_items = catalog.shape[0] - 1
 
     def count(part):
-        output, target, least, key, held = part
+        output, target, least, key, more = part
         draws = jax.random.randint(key, (n,), 1, n_items)
         draws = draws + (draws >= target)
         scores = catalog[draws] @ output
-        if repeats is not None:
-            scores += repeats.offset * jnp.isin(draws, held)
+        if more is not None:
+            at = jnp.searchsorted(more.items, draws).clip(max=len(more.items) - 1)
+            scores += jnp.where(more.items[at] == draws, more.amounts[at], 0)
         return (scores >= least).sum(dtype=jnp.int32)
 
-    held = None if repeats is None else jnp.where(repeats.counts, repeats.items, 0)
-    parts = (outputs, targets, bar, keys, held)
+    if raised is not None:
+        items = jnp.where(raised.amounts == 0, 0, raised.items)  # so that each item is there once
+        raised = Raised(*jax.lax.sort((items, raised.amounts), num_keys=1))
+    parts = (outputs, targets, bar, keys, raised)
     return jax.lax.map(count, parts, batch_size=min(TARGETS_PER_SAMPLED_BLOCK, outputs.shape[0]))
 
 
-def _beaten_by_repeats(
-    outputs: jax.Array, catalog: jax.Array, targets: jax.Array, bar: jax.Array, repeats: Repeats
+def _beaten_by_raised(
+    outputs: jax.Array, catalog: jax.Array, targets: jax.Array, bar: jax.Array, raised: Raised
 ) -> jax.Array:
-    """By how many more items of its history a target is beaten with their offset than without: [targets] int32."""
+    """By how many more items a target is beaten with what is added to scores than without: [targets] int32."""
 
     def count(part):
-        output, target, least, items, counts = part
-        scores, counts = catalog[items] @ output, counts & (items != target)
-        above = (counts & (scores + repeats.offset >= least)).sum(dtype=jnp.int32)
-        return above - (counts & (scores >= least)).sum(dtype=jnp.int32)
+        output, target, least, more = part
+        scores = catalog[more.items] @ output
+        gained = (scores + more.amounts >= least).astype(jnp.int32) - (scores >= least)
+        return jnp.where((more.items != target) & (more.amounts != 0), gained, 0).sum(dtype=jnp.int32)
 
-    parts = (outputs, targets, bar, repeats.items, repeats.counts)
+    parts = (outputs, targets, bar, raised)
     return jax.lax.map(count, parts, batch_size=min(64, outputs.shape[0]))
 
 
@@ -146,7 +179,7 @@ def rank_targets(
     targets: jax.Array,
     ordinals: jax.Array,
     seen: jax.Array | None,
-    repeats: Repeats | None = None,
+    raised: Raised | None = None,
     *,
     n_sampled: int | None,
     seed: int,
@@ -159,7 +192,7 @@ def rank_targets(
         targets: [targets] int32, catalog items.
         ordinals: [targets] int32, which seed each target's sample.
         seen: [targets, most] int32 distinct items to leave out, 0 for padding; or None.
-        repeats: items whose scores the model changes; or None.
+        raised: items whose scores the model changes; or None.
         n_sampled: None ranks among the whole catalog.
         seed: of the samples.
 
@@ -167,15 +200,18 @@ def rank_targets(
         [targets] int32, 0 for the top.
     """
     score = (outputs * catalog[targets]).sum(-1)
-    if repeats is not None:
-        score += repeats.offset * (repeats.counts & (repeats.items == targets[:, None])).any(1)
+    if raised is not None:
+        score += raised.of(targets)
     bar = score - TIE * (1 + jnp.abs(score))
     if n_sampled is not None:
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), i))(ordinals)
-        return _beaten_by_sample(outputs, catalog, targets, bar, keys, n_sampled, repeats)
+        return _beaten_by_sample(outputs, catalog, targets, bar, keys, n_sampled, raised)
     beaten = _beaten_by_catalog(outputs, catalog, targets, bar)
+    if raised is not None:
+        raised = raised if seen is None else raised.but(seen, targets)
+        beaten += _beaten_by_raised(outputs, catalog, targets, bar, raised)
     if seen is None:
-        return beaten if repeats is None else beaten + _beaten_by_repeats(outputs, catalog, targets, bar, repeats)
+        return beaten
 
     def count_seen(part):
         output, target, least, items = part
@@ -215,12 +251,20 @@ class TargetRanker:
         ranking: how.
         max_length: most items of a history that the model reads.
         mesh: of devices, on one host or several; each target is ranked once.
+        transitions: which a model with a weight for them adds to its scores; None for none.
     """
 
     def __init__(
-        self, graph: nnx.GraphDef, dataset: Dataset, targets: Targets, ranking: Ranking, max_length: int, mesh: Mesh
+        self,
+        graph: nnx.GraphDef,
+        dataset: Dataset,
+        targets: Targets,
+        ranking: Ranking,
+        max_length: int,
+        mesh: Mesh,
+        transitions: Transitions | None = None,
     ):
-        self._dataset, self._targets, self._ranking = dataset, targets, ranking
+        self._dataset, self._targets, self._ranking, self._transitions = dataset, targets, ranking, transitions
         windows = histories(dataset.offsets, targets, max_length)
         packing = pack(windows.lengths, max_length)
         shards = mesh.size
@@ -234,34 +278,46 @@ class TargetRanker:
         rank = functools.partial(rank_targets, n_sampled=ranking.n_sampled, seed=ranking.seed)
         self._mesh, self._local = mesh, local_shards(mesh, shards)
 
-        def rank_batch(params, catalog, batch, ordinals, seen):
+        def rank_batch(params, catalog, batch, ordinals, seen, followers):
             model, items = nnx.merge(graph, params), batch.items[batch.inputs]
             hidden = model.encode_sequences(catalog[batch.items][batch.inputs], batch.segments, batch.positions)
             outputs = hidden.reshape(-1, hidden.shape[-1])[batch.slots]
-            repeats = None
-            if model.repeat_offset is not None:
-                repeats = Repeats(*items_read(items, batch.positions, batch.slots), model.repeat_offset)
-            return rank(outputs, catalog, batch.items[batch.targets], ordinals, seen, repeats)
+            raised = raised_by(model, *items_read(items, batch.positions, batch.slots), followers)
+            return rank(outputs, catalog, batch.items[batch.targets], ordinals, seen, raised)
 
-        def rank_constant(scores, batch, ordinals, seen):
+        def rank_constant(scores, batch, ordinals, seen, followers):
+            del followers
             ones = jnp.ones((batch.slots.shape[0], 1), scores.dtype)
             return rank(ones, scores[:, None], batch.items[batch.targets], ordinals, seen)
 
         def rank_by_model(params, *inputs):
-            in_specs = (specs(mesh, params), REPLICATED, SPLIT, SPLIT, SPLIT)
+            in_specs = (specs(mesh, params), REPLICATED, SPLIT, SPLIT, SPLIT, SPLIT)
             return jax.shard_map(rank_batch, mesh=mesh, in_specs=in_specs, out_specs=SPLIT, check_vma=False)(
                 params, *inputs
             )
 
         self._rank_batch = jax.jit(rank_by_model)
-        in_specs = (REPLICATED, SPLIT, SPLIT, SPLIT)
+        in_specs = (REPLICATED, SPLIT, SPLIT, SPLIT, SPLIT)
         self._rank_constant = jax.jit(
             jax.shard_map(rank_constant, mesh=mesh, in_specs=in_specs, out_specs=SPLIT, check_vma=False)
         )
 
+    def _followers(self, windows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
+        """What followed the histories of each shard's windows: [slots of all shards, most] each."""
+        if self._transitions is None:
+            return None
+        laid, slots, of_shards = self._batches.windows, self._batches.max_windows_per_shard, []
+        for of_shard in windows:
+            lengths = np.zeros(slots, np.int64)
+            lengths[: len(of_shard)] = laid.lengths[of_shard]
+            places = ranges(laid.starts[of_shard], laid.lengths[of_shard])
+            of_shards.append(self._transitions.followers(self._dataset.items.take(places), lengths))
+        items, scores = (np.concatenate(part) for part in zip(*of_shards, strict=True))
+        return items, scores
+
     def _input(self, step: int) -> tuple[list[np.ndarray], tuple]:
-        """This host's part of a batch on its devices with its targets' ordinals and, where they are masked, the items
-        seen."""
+        """This host's part of a batch on its devices with its targets' ordinals, where they are masked the items seen,
+        and what followed its histories."""
         windows = self._batches.windows_of(step)[self._local.start : self._local.stop]
         slots = self._batches.max_windows_per_shard
         ordinals = np.zeros((len(windows), slots), np.int32)
@@ -279,6 +335,7 @@ class TargetRanker:
             self._batches.batch(step, self._local),
             ordinals.reshape(-1),
             None if seen is None else seen.reshape(-1, self._most_seen),
+            self._followers(windows),
         )
         return windows, split_rows(self._mesh, arrays)
 

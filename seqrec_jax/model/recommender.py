@@ -42,6 +42,8 @@ class Architecture:
         item_encoder: `text`; `id`, a trainable row for each item; or `text_and_id`, their sum.
         repeat_offset: learn one number that is added to the scores of the items that the history holds, for data in
             which users seldom take an item twice; see Recommender.repeat_offset.
+        transitions: have one number by which the counts of what followed the history's items in training are added to
+            the scores; it is chosen on validation, see Recommender.transition_weight.
         id_dropout: share of the items whose own row is left out in a training step.
         token_dropout: share of the vocabulary that the item encoder does not read in a training step, so that a model
             with a lexical head learns what to do where words are new.
@@ -62,6 +64,7 @@ class Architecture:
     attention_dropout: float = 0.5
     item_encoder: str = "text"
     repeat_offset: bool = False
+    transitions: bool = False
     id_dropout: float = 0.0
     token_dropout: float = 0.0
     lexical_size: int = 0
@@ -118,6 +121,7 @@ class Recommender(nnx.Module):
         self.hidden_dropout, self.rematerialize = a.hidden_dropout, rematerialize
         self.item_encoder = _item_encoder(a, vocab_sizes, table_axis, rngs)
         self.repeat = nnx.Param(jnp.zeros(())) if a.repeat_offset else None
+        self.transitions = nnx.Param(jnp.zeros(())) if a.transitions else None
         self.hidden_size = a.hidden_size
         self.lexical = LexicalHead(a.hidden_size, a.max_length, rngs=rngs) if a.lexical_size else None
         self.position_table = embedding_table(a.max_length, a.hidden_size, rngs)
@@ -146,6 +150,16 @@ class Recommender(nnx.Module):
         kept in tenths, so that an optimizer whose steps suit weights of size 0.02 moves it fast enough.
         """
         return None if self.repeat is None else 10 * self.repeat[...]
+
+    @property
+    def transition_weight(self) -> jax.Array | None:
+        """By how much what followed the history's items in training raises scores; None without
+        Architecture.transitions.
+
+        Embeddings of few dimensions cannot hold which of thousands of items followed which; counts can. The loss does
+        not see them, as a training sequence is among those that were counted. Kept in tenths, as the repeat offset.
+        """
+        return None if self.transitions is None else 10 * self.transitions[...]
 
     def encode_sequences(
         self,

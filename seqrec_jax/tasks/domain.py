@@ -28,8 +28,8 @@ from seqrec_jax.training.checkpoint import Restored
 from seqrec_jax.training.model_record import ModelRecord
 
 CHANGEABLE = (
-    "item_encoder", "repeat_offset", "lexical_size", "hidden_dropout", "attention_dropout", "id_dropout",
-    "token_dropout", "attention",
+    "item_encoder", "repeat_offset", "transitions", "lexical_size", "hidden_dropout", "attention_dropout",
+    "id_dropout", "token_dropout", "attention",
 )  # fmt: skip
 
 

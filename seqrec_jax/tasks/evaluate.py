@@ -30,13 +30,13 @@ def evaluate(checkpoint: str = gin.REQUIRED, dataset: str = gin.REQUIRED, run_di
     Returns:
         Metrics of `valid` and `test`, of the popularity baseline on test, and the parameters' digest.
     """
-    restored, data, tokens = open_checkpoint(checkpoint, dataset)
+    restored, data, tokens, transitions = open_checkpoint(checkpoint, dataset)
     mesh, ranking, split = device_mesh(), Ranking(), leave_one_out(data)
     params, tokens = replicate(mesh, restored.params), replicate(mesh, tokens)
     max_length = restored.record.architecture.max_length
     results: dict[str, Any] = {}
     for name, targets in (("valid", split.valid), ("test", split.test)):
-        ranker = TargetRanker(restored.graph, data, targets, ranking, max_length, mesh)
+        ranker = TargetRanker(restored.graph, data, targets, ranking, max_length, mesh, transitions)
         results[name] = summarize(ranker.ranks(params, tokens), ranking.ks)
     popular = summarize(popularity_ranks(ranker, train_counts(data, split)), ranking.ks)
     results |= {"baselines": {"popularity": popular}, "params_sha256": parameters.sha256(params)}

@@ -47,7 +47,7 @@ from seqrec_jax.training.metrics_log import MetricsLog
 from seqrec_jax.training.model_record import ModelRecord
 from seqrec_jax.training.optimizer import adamw
 from seqrec_jax.training.progress import Reports
-from seqrec_jax.training.run_dir import CONFIG, DATA, RESULTS, RunDir, agree
+from seqrec_jax.training.run_dir import CONFIG, DATA, RESULTS, TRANSITIONS, RunDir, agree
 from seqrec_jax.training.schedules import Schedule, one_cycle
 from seqrec_jax.training.step import Catalog, make_loss_and_grads
 from seqrec_jax.training.tracking import Tracker
@@ -232,12 +232,12 @@ def finetune(
             need it.
         seed: of the users' share, order, dropout, negatives, and what the checkpoint lacks.
         users_share: of the domain's users, for training and validation; test keeps all.
-        changes: fields of Architecture to change: item_encoder, repeat_offset, hidden_dropout, attention_dropout,
-            id_dropout, attention.
+        changes: fields of Architecture to change: item_encoder, repeat_offset, transitions, lexical_size,
+            hidden_dropout, attention_dropout, id_dropout, token_dropout, attention.
         penalty: holds the parameters near the checkpoint's: `l2_sp` or `ewc`; None for none.
         averages: shares of the tuned parameters, in (0, 1), in averages with the checkpoint's to try in the end on
             validation.
-        calibrates: choose the weights of what was learnt against words, and of repeats, on validation.
+        calibrates: choose the weights of transitions, of what was learnt against words, and of repeats, on validation.
         replay_share: of each batch's targets that are of the pre-training dataset, on average, against forgetting.
         row_interactions: fewest of an item in training that has a row of its own beside its text.
         cold_negatives: let targets compete with items that nobody has in training, too, which then rank last whatever
@@ -286,7 +286,7 @@ def finetune(
     )
     settings.objective.check(settings.proposal(training.log), training.data.n_items, 2)
     stages = with_something_to_train(method(domain.record.architecture.n_layers), domain.start)
-    folder = RunDir(run_dir, (STAGES, FISHER))
+    folder = RunDir(run_dir, (STAGES, FISHER, TRANSITIONS))
     with folder.held() as path:
         config = gin.operative_config_str() + f"{DATA}dataset.sha256 = {domain.data.digest()}\n"
         config += f"{DATA}checkpoint.sha256 = {parameters.sha256(restored.params)}\n"
@@ -317,6 +317,8 @@ def finetune(
             results = work.results(choice, before, summaries, origin)
             last = summaries[-1]
             metrics.add("test", last["steps"], last["epochs"], _told(results))
+            if work.transitions is not None and work.first:
+                work.transitions.write(path / TRANSITIONS)
             write_model(path, domain.record, choice.params, sum(of["steps"] for of in summaries))
             if work.first:
                 write_text(path / RESULTS, json.dumps(results, indent=2) + "\n")

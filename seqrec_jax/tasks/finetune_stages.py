@@ -12,10 +12,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from seqrec_jax.data.split import TrainingLog
+from seqrec_jax.data.transitions import count_transitions
 from seqrec_jax.devices import place, replicate
 from seqrec_jax.errors import InputError
 from seqrec_jax.evaluation.baselines import popularity_ranks
-from seqrec_jax.evaluation.metrics import summarize
+from seqrec_jax.evaluation.metrics import standard_error, summarize
 from seqrec_jax.evaluation.ranking import Ranking, TargetRanker
 from seqrec_jax.files import write_text
 from seqrec_jax.losses.loss import Loss
@@ -27,7 +28,7 @@ from seqrec_jax.tasks.domain import Domain, TrainingSet
 from seqrec_jax.tasks.stage import Writing, log_size, train_stage, training_summary
 from seqrec_jax.tasks.training_data import epoch_tokens
 from seqrec_jax.tasks.transfer_report import DomainReport, Origin
-from seqrec_jax.tasks.validated_choice import Choice, average, calibrate
+from seqrec_jax.tasks.validated_choice import Choice, average, calibrate, weigh_transitions
 from seqrec_jax.training import costs
 from seqrec_jax.training.checkpoint import Checkpoints, CheckpointWriter
 from seqrec_jax.training.guards import Guards, check_memory
@@ -98,9 +99,12 @@ class FineTuning:
         self._features = replicate(mesh, domain.features)
         self._catalog = replicate(mesh, Catalog(training.features, settings.proposal(training.log), training.domains))
         self._graph = graph_of(domain.record.architecture, domain.record.vocab_sizes)
-        max_length = domain.record.architecture.max_length
+        architecture = domain.record.architecture
+        self.transitions = None
+        if architecture.transitions:
+            self.transitions = count_transitions(domain.log, domain.data.catalog_sha256())
         valid, test = (
-            TargetRanker(self._graph, domain.data, targets, ranking, max_length, mesh)
+            TargetRanker(self._graph, domain.data, targets, ranking, architecture.max_length, mesh, self.transitions)
             for targets in (domain.split.valid, domain.split.test)
         )
         self._ranking, self._valid, self.test_ranker = ranking, valid, test
@@ -231,7 +235,10 @@ class FineTuning:
             choice = Choice(params, figure(params), {"stage": name})
             if transferred and name != "checkpoint":
                 choice = average(choice, start, s.averages, figure)
-            choices.append(calibrate(choice, figure) if s.calibrates else choice)
+            if s.calibrates:
+                noise = standard_error(self._valid.ranks(choice.params, self._features), s.valid_metric)
+                choice = calibrate(weigh_transitions(choice, figure, noise), figure)
+            choices.append(choice)
             logging.info("%s: valid %s %.4f", name, s.valid_metric, choices[-1].figure)
         return max(choices, key=lambda choice: choice.figure)
 

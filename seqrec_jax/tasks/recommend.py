@@ -62,7 +62,7 @@ def recommend(
         raise InputError("bind USERS = ['user id', ...] or HISTORY = ['item id', ...]")
     if k < 1:
         raise InputError(f"recommend.k = {k} is below 1")
-    restored, data, tokens = open_checkpoint(checkpoint, dataset)
+    restored, data, tokens, transitions = open_checkpoint(checkpoint, dataset)
     rows = _rows_of(users, data.interactions_table["user_id"], "users", data)
     histories = {str(name): data.user_items(row) for name, row in zip(users, rows, strict=True)}
     if history:
@@ -75,6 +75,7 @@ def recommend(
         k=k,
         max_length=restored.record.architecture.max_length,
         exclude_seen=exclude_seen,
+        transitions=transitions,
     )
     best = {}
     for (name, had), items_, scores_ in zip(histories.items(), items, scores, strict=True):

@@ -1,24 +1,43 @@
 """A checkpoint laid over a dataset: what evaluate and recommend start from."""
 
+from pathlib import Path
+from typing import NamedTuple
+
 import numpy as np
+from absl import logging
 
 from seqrec_jax.data.store import Dataset, open_dataset
+from seqrec_jax.data.transitions import Transitions
 from seqrec_jax.errors import InputError
 from seqrec_jax.tasks.training_data import features_of_record
 from seqrec_jax.training.checkpoint import Restored, restore
 from seqrec_jax.training.model_record import ModelRecord
+from seqrec_jax.training.run_dir import TRANSITIONS
 
 
-def open_checkpoint(checkpoint: str, dataset: str) -> tuple[Restored, Dataset, dict[str, np.ndarray]]:
+class Opened(NamedTuple):
+    """A checkpoint and a dataset.
+
+    Attributes:
+        restored: the checkpoint.
+        data: the dataset.
+        features: what the model reads of it: per text feature [n_items + 1, tokens] of token ids, `item_id`
+            [n_items + 1] where it has rows, and its lexical vectors.
+        transitions: what the checkpoint's training log says of the same catalog; None where it says nothing.
+    """
+
+    restored: Restored
+    data: Dataset
+    features: dict[str, np.ndarray]
+    transitions: Transitions | None
+
+
+def open_checkpoint(checkpoint: str, dataset: str) -> Opened:
     """Opens both and gives the catalog's features as the checkpoint's model reads them.
 
     Args:
         checkpoint: the RUN_DIR of a training run.
         dataset: dataset folder.
-
-    Returns:
-        The checkpoint, the dataset, and what the model reads of it: per text feature [n_items + 1, tokens]
-        of token ids, and `item_id` [n_items + 1] where it has rows.
 
     Raises:
         InputError: either is missing or damaged, or the dataset's tokens are not the model's.
@@ -32,7 +51,17 @@ def open_checkpoint(checkpoint: str, dataset: str) -> tuple[Restored, Dataset, d
             f"{data.folder}: has another catalog than the checkpoint's, which has a row for each item of its own "
             f"(Architecture.item_encoder = {record.architecture.item_encoder!r}); bind the DATASET it was trained on"
         )
-    return restored, data, features_of_record(data, record)
+    return Opened(restored, data, features_of_record(data, record), _transitions(checkpoint, record, data))
+
+
+def _transitions(checkpoint: str, record: ModelRecord, data: Dataset) -> Transitions | None:
+    if not record.architecture.transitions:
+        return None
+    transitions = Transitions.read(Path(checkpoint) / TRANSITIONS)
+    if transitions.catalog_sha256 == data.catalog_sha256():
+        return transitions
+    logging.warning("%s: has another catalog than the checkpoint's, so its transitions are left out", data.folder)
+    return None
 
 
 def check_tokenizer(data: Dataset, record: ModelRecord, checkpoint: str) -> None:

@@ -66,6 +66,11 @@ def check_settings(
             f"Architecture.repeat_offset = True is learnt from the histories' items; bind {task}.loss = @full_softmax, "
             "or sampled_softmax.history_negatives = True"
         )
+    if architecture.transitions and task == "pretrain":
+        raise InputError(
+            "Architecture.transitions = True is weighed on validation once training is over, which finetune does; bind "
+            "finetune.changes = {'transitions': True} there"
+        )
 
 
 def check_columns(record: ModelRecord, architecture: Architecture, model_axis: int) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from absl import logging
 from flax import nnx
 
@@ -12,6 +13,8 @@ from seqrec_jax.model import parameters
 KNOBS = {"lexical/trust": 0.05, "repeat": 0.1}
 """Numbers of a model that weigh its parts, and steps to try them in; both are kept in tenths."""
 MOST_STEPS = 8
+TRANSITIONS = "transitions"
+TRANSITION_WEIGHTS = (0.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0)
 
 
 class Choice(NamedTuple):
@@ -71,6 +74,33 @@ def calibrate(choice: Choice, figure: Figure) -> Choice:
     if best is not choice:
         logging.info("calibrated on validation: %.4f to %.4f", choice.figure, best.figure)
     return best
+
+
+def weigh_transitions(choice: Choice, figure: Figure, noise: float) -> Choice:
+    """Gives the counts of transitions the smallest of TRANSITION_WEIGHTS that is about as good as the best.
+
+    The users of validation are among those whose transitions were counted, which flatters the counts where users are
+    few; so of weights whose figures differ by less than chance the smallest is taken (the one-standard-error rule,
+    Breiman et al., Classification and Regression Trees, 1984).
+
+    Args:
+        choice: the model.
+        figure: of validation.
+        noise: standard error of the figure.
+    """
+    arrays = parameters.named(choice.params)
+    if TRANSITIONS not in arrays:
+        return choice
+    tried = []
+    for weight in TRANSITION_WEIGHTS:
+        params = parameters.from_named(
+            choice.params, {**arrays, TRANSITIONS: jnp.full_like(arrays[TRANSITIONS], weight / 10)}
+        )
+        tried.append(Choice(params, figure(params), {**choice.told, TRANSITIONS: weight}))
+    best = max(candidate.figure for candidate in tried)
+    chosen = next(candidate for candidate in tried if candidate.figure >= best - noise)
+    logging.info("transitions weighed %g: valid %.4f to %.4f", chosen.told[TRANSITIONS], tried[0].figure, chosen.figure)
+    return chosen
 
 
 def _moved(choice: Choice, name: str, step: float, figure: Figure) -> Choice:

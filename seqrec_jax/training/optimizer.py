@@ -26,7 +26,7 @@ def every_parameter(name: str) -> bool:
 
 @gin.configurable
 def matrices(name: str) -> bool:
-    """Weight decay for the linear maps and the tables, not for biases, norms and the repeat offset."""
+    """Weight decay for the linear maps and the tables, not for biases, norms and single numbers."""
     return "kernel" in name or "table" in name
 
 

@@ -22,6 +22,7 @@ from seqrec_jax.training.tracking import TRACKING
 RESULTS = "results.json"
 CONFIG = "config.gin"
 LOCK = ".lock"
+TRANSITIONS = "transitions.npz"
 DATA = "#: "
 """Begins a line of config.gin that is no binding, but what the run depends on all the same."""
 

@@ -99,7 +99,11 @@ def _cast(params: nnx.State, dtype: str) -> nnx.State:
 
     def cast(path, array):
         names = {str(getattr(key, "key", getattr(key, "name", key))) for key in path}
-        return array if names & {"norm", "tables", "repeat", "recency", "scale", "trust"} else array.astype(dtype)
+        return (
+            array
+            if names & {"norm", "tables", "repeat", "transitions", "recency", "scale", "trust"}
+            else array.astype(dtype)
+        )
 
     return jax.tree_util.tree_map_with_path(cast, params)
 

@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse
 
 from seqrec_jax.data.split import TrainingLog
+from seqrec_jax.data.transitions import strongest
 from seqrec_jax.errors import InputError
 from seqrec_jax.losses.proposals.alias_table import alias_table
 from seqrec_jax.losses.proposals.by_count import LEAST_Q, CatalogProposal, popularity
@@ -41,12 +42,8 @@ def co_occurrences(log: TrainingLog, most: int, least: int) -> tuple[np.ndarray,
         pairs = (by_item[first : first + ITEMS_PER_BLOCK] @ bought).tocoo()
         item = pairs.row + first
         kept = (pairs.data >= least) & (item != pairs.col)
-        item, other, count = item[kept], pairs.col[kept], pairs.data[kept]
-        order = np.lexsort((other, -count, item))
-        item, other, count = item[order], other[order], count[order]
-        place = np.arange(len(item)) - np.searchsorted(item, item)
-        top = place < most
-        neighbours[item[top], place[top]], counts[item[top], place[top]] = other[top], count[top]
+        item, other, count, place = strongest(item[kept], pairs.col[kept], pairs.data[kept], most)
+        neighbours[item, place], counts[item, place] = other, count
     return neighbours, counts
 
 

@@ -1,0 +1,139 @@
+"""Which items followed which: counted in the training log, and added to a model's scores."""
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse
+
+from seqrec_jax.data.split import TrainingLog
+from seqrec_jax.errors import InputError
+from seqrec_jax.files import write_arrays
+
+GAPS = 20
+"""Places, at most, between an item and one that follows it."""
+GAP_DECAY = 0.9
+AGE_DECAY = 0.7
+SHRINKAGE = 3.0
+MOST_KEPT = 32
+MOST_RAISED = 256
+
+
+def strongest(
+    rows: np.ndarray, columns: np.ndarray, values: np.ndarray, most: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The entries of greatest value of each row of a sparse matrix; of equal ones the lower columns.
+
+    Args:
+        rows: [n] of the entries.
+        columns: [n] of the entries.
+        values: [n] of the entries.
+        most: kept of a row.
+
+    Returns:
+        Rows, ascending, columns, values, and each entry's place in its row, from the greatest: [kept] each.
+    """
+    order = np.lexsort((columns, -values, rows))
+    rows, columns, values = rows[order], columns[order], values[order]
+    places = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    kept = places < most
+    return rows[kept], columns[kept], values[kept], places[kept]
+
+
+class Transitions(NamedTuple):
+    """How strongly each item is followed by others, as a sparse matrix: items x items in compressed rows.
+
+    Attributes:
+        starts: [n_items + 2] int64, where each item's followers begin; row 0 is padding and has none.
+        items: [n] int32, followers.
+        scores: [n] float32, of each.
+        catalog_sha256: of the catalog whose rows the items are.
+    """
+
+    starts: np.ndarray
+    items: np.ndarray
+    scores: np.ndarray
+    catalog_sha256: str
+
+    def followers(self, histories: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What followed the items of each history, the latest weighing most, without those items themselves.
+
+        Args:
+            histories: [sum of lengths] int32, items in time order, one history after the other.
+            lengths: [n] of the histories.
+
+        Returns:
+            Items [n, MOST_RAISED] int32, distinct, 0 where there are fewer, and their scores [n, MOST_RAISED] float32.
+        """
+        n, n_rows = len(lengths), len(self.starts) - 1
+        history = np.repeat(np.arange(n), lengths)
+        ages = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(histories))
+        weights = (AGE_DECAY**ages).astype(np.float32)
+        asked = scipy.sparse.csr_matrix((weights, (history, histories)), (n, n_rows))
+        matrix = scipy.sparse.csr_matrix((self.scores, self.items, self.starts), (n_rows, n_rows))
+        found = (asked @ matrix).tocoo()
+        own = np.isin(found.row * np.int64(n_rows) + found.col, history * np.int64(n_rows) + histories)
+        rows, columns, values, places = strongest(found.row[~own], found.col[~own], found.data[~own], MOST_RAISED)
+        items, scores = np.zeros((n, MOST_RAISED), np.int32), np.zeros((n, MOST_RAISED), np.float32)
+        items[rows, places], scores[rows, places] = columns, values
+        return items, scores
+
+    def write(self, path: Path) -> None:
+        """Writes an `.npz` and renames it into place."""
+        write_arrays(path, self._asdict())
+
+    @classmethod
+    def read(cls, path: Path) -> "Transitions":
+        """The inverse of write.
+
+        Raises:
+            InputError: it is missing or damaged.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                read = {name: arrays[name] for name in cls._fields}
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"{path}: is missing or damaged, and the checkpoint's scores need it; copy the whole RUN_DIR, or "
+                "fine-tune again"
+            ) from error
+        return cls(read["starts"], read["items"], read["scores"], str(read["catalog_sha256"]))
+
+
+def _pairs(log: TrainingLog) -> Iterator[scipy.sparse.csr_matrix]:
+    """Weighted counts of pairs [n_items + 1, n_items + 1], of a block of users after the other."""
+    n_rows = len(log.counts)
+    for lengths, items in log.blocks():
+        users = np.repeat(np.arange(len(lengths)), lengths)
+        total = scipy.sparse.csr_matrix((n_rows, n_rows), dtype=np.float32)
+        for gap in range(1, min(GAPS, int(lengths.max(initial=1)) - 1) + 1):
+            before, after = items[:-gap], items[gap:]
+            together = (users[:-gap] == users[gap:]) & (before != after)
+            weights = np.full(int(together.sum()), GAP_DECAY ** (gap - 1), np.float32)
+            total += scipy.sparse.csr_matrix((weights, (before[together], after[together])), (n_rows, n_rows))
+        yield total
+
+
+def count_transitions(log: TrainingLog, catalog_sha256: str) -> Transitions:
+    """Counts how often each item followed each other one within a user's training sequence.
+
+    A pair weighs less the more lies between, and is divided by the square root of what both have in all, with
+    SHRINKAGE added, which keeps pairs of items that are seldom seen from weighing most. (Item-to-item neighbours after
+    Linden et al., IEEE Internet Computing 2003, in the order of time.) Memory goes with the number of distinct pairs.
+
+    Args:
+        log: of training.
+        catalog_sha256: of its catalog.
+    """
+    n_rows = len(log.counts)
+    total = scipy.sparse.csr_matrix((n_rows, n_rows), dtype=np.float32)
+    for pairs in _pairs(log):
+        total += pairs
+    of_first, of_second = (np.asarray(total.sum(axis)).ravel() + SHRINKAGE for axis in (1, 0))
+    entries = total.tocoo()
+    values = entries.data / np.sqrt(of_first[entries.row] * of_second[entries.col])
+    rows, columns, values, _ = strongest(entries.row, entries.col, values.astype(np.float32), MOST_KEPT)
+    starts = np.searchsorted(rows, np.arange(n_rows + 1)).astype(np.int64)
+    return Transitions(starts, columns.astype(np.int32), values, catalog_sha256)
