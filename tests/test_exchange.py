@@ -1,5 +1,7 @@
 """Weights to and from safetensors under the reference's names."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from conftest import shared_file
@@ -36,10 +38,11 @@ def test_weights_come_back_as_they_were(shop, tmp_path, item_encoder):
     more = item_encoder != "text"
     architecture = Architecture(2, 2, 16, 32, 8, 12, item_encoder=item_encoder, repeat_offset=more, transitions=more)
     arrays = written(shop, tmp_path / "run", architecture)
+    arrays.pop("transitions", None)  # of which the weight is nothing without the counts
     export_weights(str(tmp_path / "run"), str(tmp_path / "model.safetensors"))
     import_weights(str(tmp_path / "model.safetensors"), str(shop.folder), str(tmp_path / "again"))
     restored = restore(tmp_path / "again")
-    assert restored.record.architecture == architecture
+    assert restored.record.architecture == dataclasses.replace(architecture, transitions=False)
     again = parameters.named(restored.params)
     assert again.keys() == arrays.keys()
     for name, array in arrays.items():

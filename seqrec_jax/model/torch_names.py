@@ -28,14 +28,13 @@ WHOLE = {
     "position_embedding.weight": "position_table",
     "item_embedding.weight": f"item_encoder/tables/{ITEM_ID}",
     "repeat_offset": "repeat",
-    "transition_weight": "transitions",
     "lexical.recency": "lexical/recency",
     "lexical.gate": "lexical/gate",
     "lexical.scale": "lexical/scale",
     "lexical.trust": "lexical/trust",
 }
-"""Arrays under a name of their own: RecBole's for a table of items. The repeat offset, the weight of
-transitions and the lexical head have no counterpart there."""
+"""Arrays under a name of their own: RecBole's for a table of items. The repeat offset and the lexical head have no
+counterpart there."""
 
 
 def our_name(torch_name: str, features: Sequence[str]) -> str | None:

@@ -1,5 +1,6 @@
 """Tasks: a checkpoint to and from safetensors, under the names of the reference's PyTorch model."""
 
+import dataclasses
 import json
 import os
 import re
@@ -43,9 +44,14 @@ def export_weights(checkpoint: str = gin.REQUIRED, output: str = gin.REQUIRED) -
     if target.is_dir() or not target.parent.is_dir():
         raise InputError(f"{target}: is a folder, or lies in none; bind OUTPUT to a file such as 'model.safetensors'")
     arrays = {name: np.asarray(array) for name, array in parameters.named(restored.params).items()}
-    torch = to_torch(arrays, list(restored.record.max_tokens))
+    record = restored.record
+    if record.architecture.transitions:
+        logging.warning("%s: its transitions are no parameters, and are left out", checkpoint)
+        record = record._replace(architecture=dataclasses.replace(record.architecture, transitions=False))
+        del arrays["transitions"]
+    torch = to_torch(arrays, list(record.max_tokens))
     partial = target.with_name(f".{target.name}.partial")
-    save_file(torch, partial, {"format": "pt", RECORD: json.dumps(restored.record.to_json())})
+    save_file(torch, partial, {"format": "pt", RECORD: json.dumps(record.to_json())})
     os.replace(partial, target)
     logging.info("%s: %d arrays, %d numbers", target, len(torch), sum(array.size for array in torch.values()))
 
