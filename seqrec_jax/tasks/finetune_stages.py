@@ -217,6 +217,9 @@ class FineTuning:
     def choose(self, stages: Sequence[Stage], found: Sequence[nnx.State]) -> Choice:
         """What is best on validation: of the checkpoint and what each stage found, each calibrated and averaged.
 
+        Where chance may have made the difference the earlier one is taken, as validation is on users whose histories
+        were trained on, and flatters what was trained longer; see weigh_transitions.
+
         Args:
             stages: of the method.
             found: the best parameters of each.
@@ -240,7 +243,9 @@ class FineTuning:
                 choice = calibrate(weigh_transitions(choice, figure, noise), figure)
             choices.append(choice)
             logging.info("%s: valid %s %.4f", name, s.valid_metric, choices[-1].figure)
-        return max(choices, key=lambda choice: choice.figure)
+        best = max(choices, key=lambda choice: choice.figure)
+        noise = standard_error(self._valid.ranks(best.params, self._features), s.valid_metric)
+        return next(choice for choice in choices if choice.figure >= best.figure - noise)
 
 
 def _best_of(writing: Writing, step: int, like: nnx.State) -> nnx.State:
