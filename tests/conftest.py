@@ -20,8 +20,9 @@ jax.config.update("jax_num_cpu_devices", 4)
 
 @pytest.fixture(autouse=True, scope="session")
 def compilation_cache(tmp_path_factory):
-    """What one test has compiled, others need not compile again, in this process or in their own."""
-    folder = str(tmp_path_factory.mktemp("compiled"))
+    """What one test has compiled, others need not compile again, in this process or in another."""
+    base = tmp_path_factory.getbasetemp()
+    folder = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
     jax.config.update("jax_compilation_cache_dir", folder)
