@@ -19,7 +19,7 @@ from seqrec_jax.tasks.finetune import finetune
 from seqrec_jax.tasks.pretrain import pretrain
 from seqrec_jax.training.checkpoint import restore
 from seqrec_jax.training.stopping import StopRequests
-from seqrec_jax.training.transfer import ewc, from_scratch, full, l2_sp, progressive
+from seqrec_jax.training.transfer import ewc, from_scratch, full, l2_sp, progressive, untrained
 
 BINDINGS = {
     "pretrain.epochs": 4,
@@ -107,6 +107,22 @@ def test_a_report_of_what_was_gained_and_forgotten(checkpoint, market, shop_fold
     assert sorted(path.name for path in (tmp_path / "run").iterdir() if not path.name.startswith(".")) == [
         "checkpoints", "config.gin", "metrics.jsonl", "results.json", "tokenizer.model", "transitions.npz",
     ]  # fmt: skip
+
+
+def test_transitions_are_added_to_a_trained_model_without_training_it(checkpoint, shop_folder, tmp_path):
+    results = tuned(checkpoint, str(shop_folder), tmp_path / "run", method=untrained, changes={"transitions": True})
+    assert results["stages"] == []
+    before, after = arrays_of(checkpoint), arrays_of(tmp_path / "run")
+    assert after.keys() - before.keys() == {"transitions"}
+    assert after["transitions"] > 0
+    for name, array in before.items():
+        assert np.array_equal(array, after[name]) or name in ("repeat", "lexical/trust")
+    bind()
+    plain = evaluate(checkpoint=checkpoint, dataset=str(shop_folder))
+    assert results["zero_shot"]["test"] == pytest.approx(plain["test"])
+    assert results["valid"]["ndcg_at_10"] >= plain["valid"]["ndcg_at_10"]
+    again = evaluate(checkpoint=str(tmp_path / "run"), dataset=str(shop_folder))
+    assert again["test"] == pytest.approx(results["test"])
 
 
 class StopAfter(StopRequests):

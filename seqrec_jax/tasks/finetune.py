@@ -117,7 +117,7 @@ def _tracked(domain: Domain, stages: Sequence[Stage], settings: Settings) -> dic
     params = reference_params(
         domain.data, domain.record, domain.start, n_targets, settings.train_batch_size, task="finetune"
     )
-    return params | {"method": "+".join(stage.name for stage in stages), "seed": settings.seed}
+    return params | {"method": "+".join(stage.name for stage in stages) or "untrained", "seed": settings.seed}
 
 
 def importance_of(
@@ -226,8 +226,8 @@ def finetune(
         checkpoint: the RUN_DIR of a training run.
         dataset: dataset folder of the small domain, made with the checkpoint's tokenizer.
         run_dir: folder of the run.
-        method: what is trained, stage after stage: `full`, `progressive`, `only_embeddings`, `low_rank` or
-            `from_scratch`.
+        method: what is trained, stage after stage: `full`, `progressive`, `only_embeddings`, `low_rank`,
+            `head_first`, `from_scratch` or `untrained`.
         pretraining_dataset: that of the checkpoint, or several, to see there what is forgotten; `ewc` and replay_share
             need it.
         seed: of the users' share, order, dropout, negatives, and what the checkpoint lacks.
@@ -315,15 +315,15 @@ def finetune(
             found, summaries = work.train(stages, folder, checkpoints, reports, metrics)
             choice = work.choose(stages, found)
             results = work.results(choice, before, summaries, origin)
-            last = summaries[-1]
+            last = summaries[-1] if summaries else {"steps": 0, "epochs": 0}
             metrics.add("test", last["steps"], last["epochs"], _told(results))
             if work.transitions is not None and work.first:
                 work.transitions.write(path / TRANSITIONS)
-            write_model(path, domain.record, choice.params, sum(of["steps"] for of in summaries))
+            write_model(path, domain.record, choice.params, max(1, sum(of["steps"] for of in summaries)))
             if work.first:
                 write_text(path / RESULTS, json.dumps(results, indent=2) + "\n")
                 tracker.log_artifact(path / RESULTS)
-                shutil.rmtree(path / STAGES)
+                shutil.rmtree(path / STAGES, ignore_errors=True)
     if work.first:
         _print(results, ranking)
     return results

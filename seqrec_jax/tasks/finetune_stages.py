@@ -49,14 +49,14 @@ def with_something_to_train(stages: Sequence[Stage], params: nnx.State) -> list[
     """The stages without those whose parameters the model does not have, such as a lexical head.
 
     Raises:
-        InputError: none is left.
+        InputError: there were some, and none is left.
     """
     names = parameters.named(params)
     left = [stage for stage in stages if any(stage.trains(name) or stage.adapts(name) for name in names)]
     for stage in stages:
         if stage not in left:
             logging.info("stage %r is left out: the model has none of its parameters", stage.name)
-    if not left:
+    if stages and not left:
         raise InputError("finetune.method trains no parameter of the checkpoint's model; bind another")
     return left
 

@@ -90,6 +90,13 @@ def from_scratch(n_layers: int, epochs: int = 30) -> list[Stage]:
 
 
 @gin.configurable
+def untrained(n_layers: int) -> list[Stage]:
+    """Nothing is trained: the checkpoint as it is, its transitions, words and repeats weighed on validation."""
+    del n_layers
+    return []
+
+
+@gin.configurable
 def full(n_layers: int, epochs: int = 30, freeze_embeddings: bool = False, unfreeze_n_layers: int = -1) -> list[Stage]:
     """Every parameter, or fewer.
 
