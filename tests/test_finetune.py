@@ -88,7 +88,7 @@ def test_a_report_of_what_was_gained_and_forgotten(checkpoint, market, shop_fold
     data = open_dataset(market)
     assert results["slices"]["short_histories"]["users"] <= data.n_users
     assert results["zero_shot"]["test"]["ndcg_at_10"] > 0.1  # the texts of both shops are alike
-    assert results["test"]["ndcg_at_10"] > results["baselines"]["popularity"]["ndcg_at_10"]
+    assert results["test"]["ndcg_at_10"] > 1.5 * results["zero_shot"]["test"]["ndcg_at_10"]
     bind()
     before = evaluate(checkpoint=checkpoint, dataset=str(shop_folder))["test"]
     assert results["pretraining"]["before"] == pytest.approx(before)

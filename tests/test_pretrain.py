@@ -152,6 +152,7 @@ def test_every_proposal_trains(shop_folder, tmp_path, proposal):
     assert results["test"]["ndcg_at_10"] > results["baselines"]["popularity"]["ndcg_at_10"]
 
 
+@pytest.mark.slow
 def test_points_around_the_target_train_but_tell_no_items_apart(shop_folder, tmp_path):
     gin.parse_config("pretrain.proposal = @positive_mixing")
     results = run(shop_folder, tmp_path / "run", epochs=4)
