@@ -73,7 +73,7 @@ class Study(NamedTuple):
             "USERS_SHARE": repr(cell.users_share),
         }
         tracked = tracked_under(self.tracker, self.parent, str(cell))
-        return command(gin_file, [*self.bindings, *of_method, *bound(places | tracked)])
+        return command(gin_file, [*of_method, *self.bindings, *bound(places | tracked)])
 
     def run(self, cells: Sequence[Cell], processes: int, stop: StopRequests) -> None:
         """Runs what is left of the cells, some at a time.
