@@ -15,10 +15,14 @@ from seqrec_jax.files import write_arrays
 GAPS = 20
 """Places, at most, between an item and one that follows it."""
 GAP_DECAY = 0.9
+"""What a pair weighs, for each item more that lies between."""
 AGE_DECAY = 0.7
+"""What an item of a history weighs, for each item that came after it."""
 SHRINKAGE = 3.0
 MOST_KEPT = 32
+"""Followers of an item."""
 MOST_RAISED = 256
+"""Followers of a history."""
 
 
 def strongest(
@@ -103,17 +107,15 @@ class Transitions(NamedTuple):
 
 
 def _pairs(log: TrainingLog) -> Iterator[scipy.sparse.csr_matrix]:
-    """Weighted counts of pairs [n_items + 1, n_items + 1], of a block of users after the other."""
+    """Weighted counts of pairs [n_items + 1, n_items + 1], of one gap after the other in each block of users."""
     n_rows = len(log.counts)
     for lengths, items in log.blocks():
         users = np.repeat(np.arange(len(lengths)), lengths)
-        total = scipy.sparse.csr_matrix((n_rows, n_rows), dtype=np.float32)
         for gap in range(1, min(GAPS, int(lengths.max(initial=1)) - 1) + 1):
             before, after = items[:-gap], items[gap:]
             together = (users[:-gap] == users[gap:]) & (before != after)
             weights = np.full(int(together.sum()), GAP_DECAY ** (gap - 1), np.float32)
-            total += scipy.sparse.csr_matrix((weights, (before[together], after[together])), (n_rows, n_rows))
-        yield total
+            yield scipy.sparse.csr_matrix((weights, (before[together], after[together])), (n_rows, n_rows))
 
 
 def count_transitions(log: TrainingLog, catalog_sha256: str) -> Transitions:

@@ -235,11 +235,12 @@ class FineTuning:
             candidates = {"checkpoint": start, **candidates}
         choices = []
         for name, params in candidates.items():
-            choice = Choice(params, figure(params), {"stage": name})
+            ranks = self._valid.ranks(params, self._features)
+            choice = Choice(params, summarize(ranks, self._ranking.ks)[s.valid_metric], {"stage": name})
             if transferred and name != "checkpoint":
                 choice = average(choice, start, s.averages, figure)
             if s.calibrates:
-                noise = standard_error(self._valid.ranks(choice.params, self._features), s.valid_metric)
+                noise = standard_error(ranks, s.valid_metric)
                 choice = calibrate(weigh_transitions(choice, figure, noise), figure)
             choices.append(choice)
             logging.info("%s: valid %s %.4f", name, s.valid_metric, choices[-1].figure)

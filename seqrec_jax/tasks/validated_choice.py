@@ -14,6 +14,7 @@ KNOBS = {"lexical/trust": 0.05, "repeat": 0.1}
 """Numbers of a model that weigh its parts, and steps to try them in; both are kept in tenths."""
 MOST_STEPS = 8
 TRANSITIONS = "transitions"
+"""The parameter that weighs what followed the history; see Recommender.transition_weight."""
 TRANSITION_WEIGHTS = (0.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0)
 
 
