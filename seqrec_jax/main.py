@@ -18,6 +18,7 @@ from seqrec_jax.tasks import (  # noqa: F401  (they register with Gin)
     pretrain,
     quickstart,
     recommend,
+    scaling_law,
     sweep,
     transfer_study,
 )

@@ -162,7 +162,7 @@ def summarize_cells(rows: Sequence[Mapping[str, Any]], metric: str, scratch: Seq
 def study_table(summary: Sequence[Mapping[str, Any]], metric: str) -> Table:
     """A row a method, a column a share of the users."""
     shares = sorted({row["users_share"] for row in summary})
-    table = Table(title=f"Test {metric}, mean ± standard deviation (gain over the better from-scratch)")
+    table = Table(title=f"Test {metric}, mean ± standard deviation, and gain over the better from-scratch")
     table.add_column("")
     for share in shares:
         table.add_column(f"{100 * share:g} %", justify="right")
@@ -176,7 +176,7 @@ def _told(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return ""
     spread = "" if row["sd"] is None else f" ± {row['sd']:.4f}"
-    gain = "" if row["gain"] is None else f" ({100 * row['gain']:+.0f} %)"
+    gain = "" if row["gain"] is None else f"\n{100 * row['gain']:+.0f} %"
     return f"{row['mean']:.4f}{spread}{gain}"
 
 

@@ -30,7 +30,7 @@ FREE = re.compile(
     r"\w+\.(run_dir|dataset|pretraining_dataset|checkpoint|overwrite|trials|max_hours|processes)"
     r"|pretrain\.model_axis|Guards\.(max_hours|memory_limit)"
     r"|(Checkpoints|Reports|Tracker)\..*"
-    r"|transfer_study\.(shares|seeds)|(run|quickstart|convert|make_shop)\..*"
+    r"|transfer_study\.(shares|seeds)|(run|quickstart|convert|make_shop|scaling_law)\..*"
 )
 """Bindings that may change when a run goes on: where things lie, how much it tells and keeps, how long it may take. The
 dataset is compared by its checksums."""

@@ -1,0 +1,215 @@
+"""The curves of training runs over compute, read from an MLflow database that is never written to."""
+
+import bz2
+import gzip
+import math
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from seqrec_jax.errors import InputError
+
+NEEDED = ("n_inters", "n_layers", "hidden_size", "train_batch_size", "total_flops", "epochs")
+"""Params without which a run has no place in a law; their names are the reference's."""
+OURS = "train_step_flops"
+"""A param that this project logs and the reference does not."""
+SQLITE = b"SQLite format 3\0"
+PACKED: Mapping[bytes, Callable[[Path], Any]] = {b"BZh": bz2.open, b"\x1f\x8b": gzip.open}
+"""How files that begin so are unpacked, in memory."""
+
+
+class Curve(NamedTuple):
+    """A run's metric as it was trained.
+
+    Attributes:
+        name: of the run.
+        params: as logged, the numbers among them read.
+        epochs: [n] float64, after which the metric was taken, ascending.
+        values: [n] float64, of the metric, above 0.
+        compute: [n] float64, spent until then, in the unit of total_flops (the reference's: multiply-adds of linear
+            layers, forward; a training step makes about six times as many floating-point operations).
+    """
+
+    name: str
+    params: Mapping[str, float]
+    epochs: np.ndarray
+    values: np.ndarray
+    compute: np.ndarray
+
+
+class RunTable(NamedTuple):
+    """Runs that can be laid over compute, and why others could not.
+
+    Attributes:
+        curves: of the runs.
+        skipped: names of runs, by the reason.
+        dropped: evaluations left out, by the reason.
+    """
+
+    curves: Sequence[Curve]
+    skipped: Mapping[str, Sequence[str]]
+    dropped: Mapping[str, int]
+
+
+class _Logged(NamedTuple):
+    """A run as the database has it."""
+
+    name: str
+    params: dict[str, str]
+    history: dict[int, float]
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Opens a SQLite file, or one that is packed, to read."""
+    with path.open("rb") as file:
+        begins = file.read(len(SQLITE))
+    unpack = next((opener for magic, opener in PACKED.items() if begins.startswith(magic)), None)
+    if unpack is None and begins != SQLITE:
+        raise InputError(f"RUNS: {path} is not a SQLite file; bind RUNS to an MLflow database")
+    if unpack is None:
+        return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+    try:
+        with unpack(path) as file:
+            content = file.read()
+    except (OSError, EOFError) as error:
+        raise InputError(f"RUNS: {path} cannot be unpacked ({error})") from error
+    if not content.startswith(SQLITE):
+        raise InputError(f"RUNS: {path} holds no SQLite file; bind RUNS to an MLflow database")
+    connection = sqlite3.connect(":memory:")
+    connection.deserialize(content)
+    return connection
+
+
+def _sqlite_runs(path: Path, metric: str) -> Iterator[_Logged]:
+    """Runs of a SQLite store of any schema of MLflow, opened to read."""
+    connection = _connect(path)
+    try:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if missing := [name for name in ("runs", "params", "metrics") if name not in tables]:
+            raise InputError(f"RUNS: {path} is no MLflow database: it has no table {missing[0]!r}")
+        params: dict[str, dict[str, str]] = {}
+        for run, key, value in connection.execute("SELECT run_uuid, key, value FROM params"):
+            params.setdefault(run, {})[key] = value
+        history: dict[str, dict[int, float]] = {}
+        asked = "SELECT run_uuid, step, value, is_nan FROM metrics WHERE key = ? ORDER BY timestamp"
+        for run, step, value, is_nan in connection.execute(asked, (metric,)):
+            history.setdefault(run, {})[step] = math.nan if is_nan else value
+        columns = {row[1] for row in connection.execute("PRAGMA table_info(runs)")}
+        named = "name" if "name" in columns else "run_uuid"
+        alive = "WHERE lifecycle_stage <> 'deleted'" if "lifecycle_stage" in columns else ""
+        for run, name in connection.execute(f"SELECT run_uuid, {named} FROM runs {alive} ORDER BY run_uuid"):
+            yield _Logged(name or run, params.get(run, {}), history.get(run, {}))
+    except sqlite3.DatabaseError as error:
+        raise InputError(f"RUNS: {path}: cannot be read as an MLflow database ({error})") from error
+    finally:
+        connection.close()
+
+
+def _served_runs(uri: str, metric: str) -> Iterator[_Logged]:
+    """Runs of any store that MLflow's client reaches."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        token: str | None = None
+        while True:
+            page = client.search_runs(experiments, page_token=token)
+            for run in page:
+                history = client.get_metric_history(run.info.run_id, metric)
+                latest = {point.step: point.value for point in sorted(history, key=lambda point: point.timestamp)}
+                yield _Logged(run.info.run_name or run.info.run_id, dict(run.data.params), latest)
+            token = page.token
+            if not token:
+                return
+    except MlflowException as error:
+        raise InputError(f"RUNS = {uri!r}: cannot be read ({' '.join(str(error).split())[:200]})") from error
+
+
+def _logged(runs: str, metric: str) -> list[_Logged]:
+    path = Path(runs.removeprefix("sqlite:///"))
+    if "://" in runs and not runs.startswith("sqlite:///"):
+        return list(_served_runs(runs, metric))
+    if not path.is_file():
+        raise InputError(f"RUNS: {path}: there is no such file; bind RUNS to an MLflow database, or to a server's URI")
+    return list(_sqlite_runs(path, metric))
+
+
+def _numbers(params: Mapping[str, str]) -> dict[str, float]:
+    """Those of the params that are finite numbers."""
+    numbers = {}
+    for name, text in params.items():
+        try:
+            value = float(text)
+        except ValueError:
+            continue
+        if math.isfinite(value):
+            numbers[name] = value
+    return numbers
+
+
+def _first_step(logged: Sequence[_Logged]) -> int:
+    """The step of a metric that was taken after one epoch: 1 as we count, 0 as the reference does.
+
+    A database whose runs reach the step that their epochs number, or that was written by this project, counts from 1.
+    """
+    for run in logged:
+        epochs = _numbers(run.params).get("epochs")
+        if 0 in run.history:
+            return 0
+        if OURS in run.params or (run.history and epochs is not None and max(run.history) >= epochs):
+            return 1
+    return 0
+
+
+def _why_not(run: _Logged, numbers: Mapping[str, float], metric: str) -> str | None:
+    """Why a run has no curve; None if it has."""
+    if missing := [name for name in NEEDED if name not in numbers]:
+        return f"has no param {missing[0]}"
+    if wrong := [name for name in NEEDED if numbers[name] <= 0]:
+        return f"has a param {wrong[0]} that is not above 0"
+    if not run.history:
+        return f"has no metric {metric}"
+    if not any(math.isfinite(value) and value > 0 for value in run.history.values()):
+        return f"has no value of {metric} that is finite and above 0"
+    return None
+
+
+def read_runs(runs: str, metric: str) -> RunTable:
+    """Reads the curves of all runs.
+
+    Args:
+        runs: file of an MLflow SQLite store of any schema, which may be packed by bzip2 or gzip, or another store's
+            URI.
+        metric: of validation, by epoch, such as `valid/ndcg_at_5`.
+
+    Raises:
+        InputError: it is no MLflow database, or none of its runs can be laid over compute.
+    """
+    logged = _logged(runs, metric)
+    if not logged:
+        raise InputError(f"RUNS = {runs!r}: the database holds no run")
+    first = _first_step(logged)
+    curves, skipped, dropped = [], dict[str, list[str]](), dict[str, int]()
+    for run in logged:
+        numbers = _numbers(run.params)
+        if reason := _why_not(run, numbers, metric):
+            skipped.setdefault(reason, []).append(run.name)
+            continue
+        steps = sorted(run.history)
+        values = np.array([run.history[step] for step in steps])
+        good = np.isfinite(values) & (values > 0)
+        for reason, n in (("not finite", (~np.isfinite(values)).sum()), ("not above 0", (values <= 0).sum())):
+            if n:
+                dropped[reason] = dropped.get(reason, 0) + int(n)
+        epochs = np.array(steps, float)[good] + (1 - first)
+        per_epoch = numbers["total_flops"] * numbers["n_inters"] / numbers["train_batch_size"]
+        curves.append(Curve(run.name, numbers, epochs, values[good], epochs * per_epoch))
+    if not curves:
+        reason, names = max(skipped.items(), key=lambda item: len(item[1]))
+        raise InputError(f"RUNS = {runs!r}: no run can be used; {len(names)} of {len(logged)} of them: it {reason}")
+    return RunTable(curves, skipped, dropped)

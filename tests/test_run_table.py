@@ -1,0 +1,125 @@
+import bz2
+import gzip
+import hashlib
+import math
+
+import mlflow
+import numpy as np
+import pytest
+from scaling_runs import METRIC, MadeRun, compute_of, params_of, write_database
+
+from seqrec_jax.errors import InputError
+from seqrec_jax.scaling.run_table import read_runs
+
+PARAMS = params_of(64, 2, 100_000, 10)
+
+
+def test_compute_is_epochs_times_flops_times_targets_over_the_batch(tmp_path):
+    write_database(tmp_path / "runs.sqlite", [MadeRun(PARAMS, {5: 0.1, 10: 0.2})])
+    (curve,) = read_runs(str(tmp_path / "runs.sqlite"), METRIC).curves
+    np.testing.assert_allclose(curve.epochs, [5, 10])
+    np.testing.assert_allclose(curve.compute, [compute_of(PARAMS, 5), compute_of(PARAMS, 10)])
+    np.testing.assert_allclose(curve.values, [0.1, 0.2])
+
+
+def test_steps_that_do_not_reach_the_epochs_are_counted_from_zero(tmp_path):
+    write_database(tmp_path / "runs.sqlite", [MadeRun(PARAMS, {4: 0.1, 9: 0.2})])
+    (curve,) = read_runs(str(tmp_path / "runs.sqlite"), METRIC).curves
+    np.testing.assert_allclose(curve.epochs, [5, 10])
+
+
+def test_steps_of_our_own_runs_are_counted_from_one_even_if_they_stopped_early(tmp_path):
+    write_database(tmp_path / "runs.sqlite", [MadeRun(PARAMS | {"train_step_flops": 1e9}, {4: 0.1})])
+    (curve,) = read_runs(str(tmp_path / "runs.sqlite"), METRIC).curves
+    np.testing.assert_allclose(curve.epochs, [4])
+
+
+def test_runs_that_cannot_be_used_are_named_with_the_reason(tmp_path):
+    without = {name: value for name, value in PARAMS.items() if name != "n_inters"}
+    runs = [
+        MadeRun(PARAMS, {10: 0.1}),
+        MadeRun(without, {10: 0.1}),
+        MadeRun(PARAMS, {}),
+        MadeRun(PARAMS, {10: math.nan}),
+    ]
+    write_database(tmp_path / "runs.sqlite", runs)
+    table = read_runs(str(tmp_path / "runs.sqlite"), METRIC)
+    assert len(table.curves) == 1
+    assert table.skipped == {
+        "has no param n_inters": ["run0001"],
+        f"has no metric {METRIC}": ["run0002"],
+        f"has no value of {METRIC} that is finite and above 0": ["run0003"],
+    }
+
+
+def test_evaluations_that_are_not_finite_are_counted(tmp_path):
+    write_database(tmp_path / "runs.sqlite", [MadeRun(PARAMS, {1: 0.0, 5: math.nan, 10: 0.1})])
+    table = read_runs(str(tmp_path / "runs.sqlite"), METRIC)
+    assert table.dropped == {"not finite": 1, "not above 0": 1}
+    np.testing.assert_allclose(table.curves[0].epochs, [10])
+
+
+def test_the_file_is_not_written_to(tmp_path):
+    path = tmp_path / "runs.sqlite"
+    write_database(path, [MadeRun(PARAMS, {10: 0.1})])
+    before = hashlib.sha256(path.read_bytes()).digest()
+    path.chmod(0o444)
+    read_runs(f"sqlite:///{path}", METRIC)
+    assert hashlib.sha256(path.read_bytes()).digest() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["runs.sqlite"]
+
+
+def test_a_store_of_todays_mlflow_reads_the_same_by_file_and_by_client(tmp_path):
+    uri = f"sqlite:///{tmp_path}/runs.sqlite"
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    run = client.create_run(client.create_experiment("e"), run_name="mine")
+    for name, value in PARAMS.items():
+        client.log_param(run.info.run_id, name, value)
+    for epoch in (5, 10):
+        client.log_metric(run.info.run_id, METRIC, epoch / 100, step=epoch)
+    table = read_runs(uri, METRIC)
+    assert [curve.name for curve in table.curves] == ["mine"]
+    np.testing.assert_allclose(table.curves[0].values, [0.05, 0.1])
+
+
+def test_a_packed_database_is_read_in_memory(tmp_path):
+    write_database(tmp_path / "runs.sqlite", [MadeRun(PARAMS, {10: 0.1})])
+    content = (tmp_path / "runs.sqlite").read_bytes()
+    for name, packed in {"runs.sqlite.bz2": bz2.compress(content), "runs.sqlite.gz": gzip.compress(content)}.items():
+        (tmp_path / name).write_bytes(packed)
+        assert len(read_runs(str(tmp_path / name), METRIC).curves) == 1
+    (tmp_path / "half.bz2").write_bytes(bz2.compress(content)[:-100])
+    with pytest.raises(InputError, match="cannot be unpacked"):
+        read_runs(str(tmp_path / "half.bz2"), METRIC)
+    (tmp_path / "text.gz").write_bytes(gzip.compress(b"text"))
+    with pytest.raises(InputError, match="holds no SQLite file"):
+        read_runs(str(tmp_path / "text.gz"), METRIC)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no such file"),
+        (b"run_id,metric", "is not a SQLite file"),
+    ],
+)
+def test_a_file_that_is_no_database_is_refused(tmp_path, content, message):
+    path = tmp_path / "runs.sqlite"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_runs(str(path), METRIC)
+
+
+def test_a_database_that_is_not_mlflows_or_is_empty_is_refused(tmp_path):
+    import sqlite3
+
+    sqlite3.connect(tmp_path / "other.sqlite").execute("CREATE TABLE t (x INT)").connection.commit()
+    with pytest.raises(InputError, match="it has no table 'runs'"):
+        read_runs(str(tmp_path / "other.sqlite"), METRIC)
+    write_database(tmp_path / "empty.sqlite", [])
+    with pytest.raises(InputError, match="holds no run"):
+        read_runs(str(tmp_path / "empty.sqlite"), METRIC)
+    write_database(tmp_path / "bare.sqlite", [MadeRun({}, {10: 0.1})])
+    with pytest.raises(InputError, match="no run can be used; 1 of 1 of them: it has no param n_inters"):
+        read_runs(str(tmp_path / "bare.sqlite"), METRIC)
