@@ -12,6 +12,7 @@ from seqrec_jax.host_memory import keep_freed_memory
 from seqrec_jax.hosts import together
 from seqrec_jax.launcher import launch
 from seqrec_jax.tasks import (  # noqa: F401  (they register with Gin)
+    compare,
     evaluate,
     exchange,
     finetune,

@@ -5,9 +5,9 @@ import re
 import gin
 import pytest
 
+import seqrec_jax.main  # noqa: F401  (its tasks register with Gin)
 from seqrec_jax.errors import InputError
 from seqrec_jax.launcher import available_gin_files, config_root, configure
-from seqrec_jax.tasks import evaluate, exchange, finetune, pretrain, quickstart, recommend, transfer_study  # noqa: F401  (they register with Gin)
 
 DATASET, RUN_DIR = "DATASET='d'", "RUN_DIR='r'"
 WRONG = {
@@ -62,7 +62,6 @@ WRONG = {
 def registered():
     """The launchers' own entries are registered by the modules that users run."""
     import etl.main  # noqa: F401
-    import seqrec_jax.main  # noqa: F401
 
 
 @pytest.mark.parametrize("words", WRONG)
@@ -80,6 +79,7 @@ def test_an_included_file_that_is_missing_is_named(tmp_path):
 
 VALUES = {name: f"{name}='x'" for name in ("DATASET", "RUN_DIR", "CHECKPOINT", "SOURCE", "OUTPUT", "RUNS")}
 VALUES |= {"SPACE": "SPACE={'Architecture.n_layers': [1, 2]}", "SOURCES": "SOURCES=['x']"}
+VALUES["CHECKPOINTS"] = "CHECKPOINTS=['x', 'y']"
 VALUES["PRETRAINING_DATASET"] = "PRETRAINING_DATASET='x'"
 
 

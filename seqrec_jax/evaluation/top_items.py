@@ -17,7 +17,7 @@ HISTORIES_PER_BLOCK = 64
 def top_items(
     graph: nnx.GraphDef,
     params: nnx.State,
-    features: Mapping[str, jax.Array],
+    features: Mapping[str, jax.Array | np.ndarray],
     histories: Sequence[np.ndarray],
     *,
     k: int,

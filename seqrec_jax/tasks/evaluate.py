@@ -1,48 +1,164 @@
-"""Task: rank a dataset's validation and test targets by a checkpoint, with popularity beside it."""
+"""Task: rank a dataset's targets by a checkpoint, with what it has to beat beside it, and how sure the figures are."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gin
+import numpy as np
+from absl import logging
 from rich.console import Console
+from rich.table import Table
 
-from seqrec_jax.data.split import leave_one_out, train_counts
-from seqrec_jax.devices import device_mesh, replicate
-from seqrec_jax.evaluation.baselines import popularity_ranks
+from seqrec_jax.data.lexical import lexical_vectors
+from seqrec_jax.data.split import Split, Targets, TrainingLog, leave_one_out, training_log
+from seqrec_jax.data.transitions import count_transitions
+from seqrec_jax.errors import InputError
+from seqrec_jax.evaluation import baselines
+from seqrec_jax.evaluation.intervals import intervals
 from seqrec_jax.evaluation.metrics import summarize
-from seqrec_jax.evaluation.ranking import Ranking, TargetRanker
+from seqrec_jax.evaluation.ranking import Ranking
+from seqrec_jax.evaluation.slices import gini, slices_of
+from seqrec_jax.evaluation.top_items import top_items
 from seqrec_jax.files import write_text
 from seqrec_jax.model import parameters
-from seqrec_jax.tasks.restored import open_checkpoint
+from seqrec_jax.tasks.restored import Opened, open_checkpoint, target_ranker, target_ranks
 from seqrec_jax.tasks.tables import results_table
+
+MOST_SCORES = 1_000_000_000
+"""Users times items above which the baselines that score each user apart are left out."""
+TEXT_SIZE = 512
+"""Numbers that stand for an item's words in the baselines of texts."""
+USERS_SHOWN = 10_000
+"""Users, at most, whose recommendations tell how much of the catalog is shown."""
+
+
+def baseline_ranks(opened: Opened, split: Split, log: TrainingLog, ranking: Ranking) -> dict[str, np.ndarray]:
+    """Ranks of the test targets by each baseline: [n] int64 each.
+
+    Args:
+        opened: the checkpoint and the dataset.
+        split: of the dataset.
+        log: of training.
+        ranking: how; a sample of the catalog leaves popularity alone.
+    """
+    data = opened.data
+    scored = len(split.test.users) * data.n_items
+    if ranking.n_sampled is not None:
+        logging.warning(
+            "Ranking.mode = %r orders models differently than the whole catalog does (Krichene and Rendle, KDD 2020)",
+            ranking.mode,
+        )
+        return {"popularity": baselines.popularity_ranks(target_ranker(opened, split.test, ranking), log.counts)}
+    if scored > MOST_SCORES:
+        logging.warning("%.2g users times items: all baselines but popularity are left out", scored)
+        return {"popularity": baselines.popularity_ranks(target_ranker(opened, split.test, ranking), log.counts)}
+    texts = [data.tokens(name) for name in data.features]
+    vectors = lexical_vectors(texts, data.vocab_size, TEXT_SIZE) if texts else None
+    transitions = count_transitions(log, data.catalog_sha256())
+    return {
+        name: baselines.ranks(scores, data, split.test, log.counts, ranking.mask_seen)
+        for name, scores in baselines.baselines_of(data, split, log, transitions, vectors).items()
+    }
+
+
+def shown(opened: Opened, targets: Targets, k: int, exclude_seen: bool, seed: int) -> dict[str, float]:
+    """How much of the catalog the best k items of up to USERS_SHOWN users hold, and how evenly.
+
+    Args:
+        opened: the checkpoint and the dataset.
+        targets: whose users are served, from what they did before.
+        k: items shown to each.
+        exclude_seen: leave out the items of their histories.
+        seed: of the choice of users.
+    """
+    some = np.random.default_rng(seed).permutation(len(targets.users))[:USERS_SHOWN]
+    data = opened.data
+    histories = [
+        data.user_items(user)[:position]
+        for user, position in zip(targets.users[some], targets.positions[some], strict=True)
+    ]
+    items, _ = top_items(
+        opened.restored.graph, opened.restored.params, opened.features, histories, k=k,
+        max_length=opened.restored.record.architecture.max_length, exclude_seen=exclude_seen,
+        transitions=opened.transitions,
+    )  # fmt: skip
+    counts = np.bincount(items.ravel(), minlength=data.n_items + 1)[1:]
+    return {
+        "users": len(histories), f"coverage_at_{k}": float((counts > 0).mean()), f"gini_at_{k}": gini(counts),
+    }  # fmt: skip
+
+
+def slices_table(slices: Mapping[str, Mapping[str, Any]], k: int) -> Table:
+    """A row per slice, for the terminal."""
+    table = Table(title="Slices of test")
+    for column in ("", "users", f"Recall@{k}", f"NDCG@{k}", "95 % interval"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, of in slices.items():
+        low, high = of["intervals"][f"ndcg_at_{k}"]
+        told = (f"{of[f'recall_at_{k}']:.4f}", f"{of[f'ndcg_at_{k}']:.4f}", f"{low:.4f} to {high:.4f}")
+        table.add_row(name.replace("_", " "), str(of["users"]), *(told if of["users"] else ("", "", "")))
+    return table
 
 
 @gin.configurable
-def evaluate(checkpoint: str = gin.REQUIRED, dataset: str = gin.REQUIRED, run_dir: str | None = None) -> dict[str, Any]:
-    """Evaluates a checkpoint and prints a table.
+def evaluate(
+    checkpoint: str = gin.REQUIRED,
+    dataset: str = gin.REQUIRED,
+    run_dir: str | None = None,
+    draws: int = 1000,
+    seed: int = 2020,
+) -> dict[str, Any]:
+    """Evaluates a checkpoint and prints tables.
 
     Args:
         checkpoint: the RUN_DIR of a training run.
         dataset: dataset folder.
         run_dir: where results.json goes; None writes nothing.
+        draws: bootstrap draws of users, for the intervals.
+        seed: of the draws.
 
     Returns:
-        Metrics of `valid` and `test`, of the popularity baseline on test, and the parameters' digest.
+        Metrics of `valid` and `test`, their `intervals`, the `slices` of test, those of the `baselines` on test with
+        intervals, how much of the `catalog` is shown, and the parameters' digest.
     """
-    restored, data, tokens, transitions = open_checkpoint(checkpoint, dataset)
-    mesh, ranking, split = device_mesh(), Ranking(), leave_one_out(data)
-    params, tokens = replicate(mesh, restored.params), replicate(mesh, tokens)
-    max_length = restored.record.architecture.max_length
-    results: dict[str, Any] = {}
-    for name, targets in (("valid", split.valid), ("test", split.test)):
-        ranker = TargetRanker(restored.graph, data, targets, ranking, max_length, mesh, transitions)
-        results[name] = summarize(ranker.ranks(params, tokens), ranking.ks)
-    popular = summarize(popularity_ranks(ranker, train_counts(data, split)), ranking.ks)
-    results |= {"baselines": {"popularity": popular}, "params_sha256": parameters.sha256(params)}
+    if draws < 100:
+        raise InputError(f"evaluate.draws = {draws} is below 100, too few for an interval")
+    opened = open_checkpoint(checkpoint, dataset)
+    data, ranking, split = opened.data, Ranking(), leave_one_out(opened.data)
+    log = training_log(data, split)
+
+    def told(ranks: np.ndarray) -> dict[str, Any]:
+        of = summarize(ranks, ranking.ks)
+        return {"users": len(ranks), **of, "intervals": intervals(ranks, of, draws, seed)}
+
+    parts = {"valid": split.valid, "test": split.test}
+    ranks = {name: target_ranks(opened, targets, ranking) for name, targets in parts.items()}
+    inside = slices_of(data, split.test, log.counts)
+    results: dict[str, Any] = {name: summarize(of, ranking.ks) for name, of in ranks.items()}
+    results |= {
+        "intervals": {name: intervals(of, results[name], draws, seed) for name, of in ranks.items()},
+        "slices": {name: told(ranks["test"][of]) for name, of in inside.items()},
+        "baselines": {name: told(of) for name, of in baseline_ranks(opened, split, log, ranking).items()},
+        "catalog": shown(opened, split.test, ranking.ks[-1], ranking.mask_seen, seed),
+        "params_sha256": parameters.sha256(opened.restored.params),
+    }
     if run_dir is not None:
         Path(run_dir).mkdir(parents=True, exist_ok=True)
         write_text(Path(run_dir) / "results.json", json.dumps(results, indent=2) + "\n")
-    rows = {"popularity, test": popular, "model, valid": results["valid"], "model, test": results["test"]}
-    Console().print(results_table(rows, ranking.ks))
+    _print(results, ranking.ks)
     return results
+
+
+def _print(results: Mapping[str, Any], ks: Sequence[int]) -> None:
+    rows, errors = dict(results["baselines"]), {name: of["intervals"] for name, of in results["baselines"].items()}
+    for name, part in {"this model": "test", "this model, on valid": "valid"}.items():
+        rows[name], errors[name] = results[part], results["intervals"][part]
+    console, catalog, k = Console(width=120), results["catalog"], ks[-1]
+    console.print(results_table(rows, ks, errors, "Results on test"))
+    console.print(slices_table(results["slices"], k))
+    console.print(
+        f"The best {k} items of {catalog['users']:,} users are {100 * catalog[f'coverage_at_{k}']:.1f} % of the "
+        f"catalog, Gini {catalog[f'gini_at_{k}']:.3f}."
+    )

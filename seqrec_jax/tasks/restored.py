@@ -6,9 +6,12 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
+from seqrec_jax.data.split import Targets
 from seqrec_jax.data.store import Dataset, open_dataset
 from seqrec_jax.data.transitions import Transitions
+from seqrec_jax.devices import device_mesh, replicate
 from seqrec_jax.errors import InputError
+from seqrec_jax.evaluation.ranking import Ranking, TargetRanker
 from seqrec_jax.tasks.training_data import features_of_record
 from seqrec_jax.training.checkpoint import Restored, restore
 from seqrec_jax.training.model_record import ModelRecord
@@ -52,6 +55,19 @@ def open_checkpoint(checkpoint: str, dataset: str) -> Opened:
             f"(Architecture.item_encoder = {record.architecture.item_encoder!r}); bind the DATASET it was trained on"
         )
     return Opened(restored, data, features_of_record(data, record), _transitions(checkpoint, record, data))
+
+
+def target_ranker(opened: Opened, targets: Targets, ranking: Ranking) -> TargetRanker:
+    """A ranker of some of the dataset's targets by the checkpoint's model."""
+    restored, max_length = opened.restored, opened.restored.record.architecture.max_length
+    return TargetRanker(restored.graph, opened.data, targets, ranking, max_length, device_mesh(), opened.transitions)
+
+
+def target_ranks(opened: Opened, targets: Targets, ranking: Ranking) -> np.ndarray:
+    """Ranks of some of the dataset's targets by the checkpoint: [n] int64, 0 for the top."""
+    mesh = device_mesh()
+    ranker = target_ranker(opened, targets, ranking)
+    return ranker.ranks(replicate(mesh, opened.restored.params), replicate(mesh, opened.features))
 
 
 def _transitions(checkpoint: str, record: ModelRecord, data: Dataset) -> Transitions | None:

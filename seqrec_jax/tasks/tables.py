@@ -5,15 +5,33 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 
 
-def results_table(rows: Mapping[str, Mapping[str, float]], ks: Sequence[int]) -> Table:
-    """A row per model, its metrics at each cut-off; hit is recall here, so it is left out."""
-    table = Table(title="Results")
-    table.add_column("")
+def results_table(
+    rows: Mapping[str, Mapping[str, float]],
+    ks: Sequence[int],
+    intervals: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+    title: str = "Results",
+) -> Table:
+    """A row per model, its metrics at each cut-off; hit is recall here, so it is left out.
+
+    Args:
+        rows: metrics, by the model's name.
+        ks: cut-offs.
+        intervals: of each model, low and high by metric, to show that of the last cut-off's NDCG; None for none.
+        title: of the table.
+    """
+    table = Table(title=title)
+    table.add_column("", no_wrap=True)
     columns = [(metric, k) for metric in ("recall", "ndcg", "mrr") for k in ks]
     for metric, k in columns:
         table.add_column(f"{metric.upper() if metric != 'recall' else 'Recall'}@{k}", justify="right")
+    if intervals is not None:
+        table.add_column(f"95 % interval\nof NDCG@{ks[-1]}", justify="right")
     for name, metrics in rows.items():
-        table.add_row(name, *(f"{metrics[f'{metric}_at_{k}']:.4f}" for metric, k in columns))
+        cells = [f"{metrics[f'{metric}_at_{k}']:.4f}" for metric, k in columns]
+        if intervals is not None:
+            low, high = intervals[name][f"ndcg_at_{ks[-1]}"]
+            cells.append(f"{low:.4f} to {high:.4f}")
+        table.add_row(name, *cells)
     return table
 
 

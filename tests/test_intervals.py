@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+from scipy.stats import permutation_test, ttest_rel
+
+from seqrec_jax.evaluation.intervals import bootstrap_interval, compare, intervals
+from seqrec_jax.evaluation.metrics import per_user, summarize
+
+METRIC = "ndcg_at_10"
+
+
+def ranks_of(rng, n, skill):
+    return rng.geometric(skill, n) - 1
+
+
+def gains(ranks):
+    return per_user(ranks, 10)["ndcg"]
+
+
+def test_the_interval_is_that_of_drawing_the_users_themselves():
+    rng = np.random.default_rng(0)
+    ranks = ranks_of(rng, 400, 0.05)
+    values = gains(ranks)
+    means = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(4000)]
+    low, high = bootstrap_interval(ranks, METRIC, 4000, 1)
+    np.testing.assert_allclose([low, high], np.percentile(means, (2.5, 97.5)), rtol=0.03)
+
+
+def test_intervals_hold_the_mean_of_all_users_in_95_of_100_samples():
+    rng = np.random.default_rng(0)
+    truth = gains(ranks_of(rng, 2_000_000, 0.03)).mean()
+    held = 0
+    for seed in range(400):
+        low, high = bootstrap_interval(ranks_of(rng, 500, 0.03), METRIC, 500, seed)
+        held += low <= truth <= high
+    assert 0.92 <= held / 400 <= 0.98
+
+
+def test_every_figure_has_an_interval_around_it():
+    ranks = ranks_of(np.random.default_rng(0), 300, 0.1)
+    summary = summarize(ranks, (5, 10))
+    found = intervals(ranks, summary, 500, 0)
+    assert set(found) == set(summary)
+    assert all(found[name][0] <= value <= found[name][1] for name, value in summary.items())
+    assert intervals(ranks[:0], summarize(ranks[:0], (5,)), 500, 0)["ndcg_at_5"] == [0.0, 0.0]
+
+
+def test_p_is_that_of_scipys_permutation_test():
+    rng = np.random.default_rng(1)
+    first = ranks_of(rng, 200, 0.05)
+    second = np.maximum(0, first - rng.integers(-2, 4, 200))
+    found = compare(first, second, METRIC, 20_000, 0)
+    expected = permutation_test(
+        (gains(second), gains(first)), lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples",
+        vectorized=True, n_resamples=5_000, rng=np.random.default_rng(0),
+    )  # fmt: skip
+    assert found.difference == pytest.approx((gains(second) - gains(first)).mean())
+    assert found.p == pytest.approx(expected.pvalue, abs=0.02)
+    interval = ttest_rel(gains(second), gains(first)).confidence_interval()
+    np.testing.assert_allclose([found.low, found.high], [interval.low, interval.high], rtol=0.1, atol=1e-3)
+    assert found.better == (gains(second) > gains(first)).sum()
+    assert found.worse == (gains(second) < gains(first)).sum()
+
+
+def test_p_is_even_where_nothing_differs():
+    rng, p = np.random.default_rng(2), []
+    for seed in range(200):
+        first, second = ranks_of(rng, 300, 0.05), ranks_of(rng, 300, 0.05)
+        p.append(compare(first, second, METRIC, 500, seed).p)
+    assert 0.01 <= np.mean(np.array(p) < 0.05) <= 0.10
+    same = compare(first, first, METRIC, 500, 0)
+    assert (same.difference, same.p, same.low, same.high) == (0.0, 1.0, 0.0, 0.0)
