@@ -77,8 +77,14 @@ def test_a_store_of_todays_mlflow_reads_the_same_by_file_and_by_client(tmp_path)
         client.log_param(run.info.run_id, name, value)
     for epoch in (5, 10):
         client.log_metric(run.info.run_id, METRIC, epoch / 100, step=epoch)
-    table = read_runs(uri, METRIC)
+    other = client.create_run(client.create_experiment("other"), run_name="not mine")
+    client.log_param(other.info.run_id, "n_layers", 2)
+    table = read_runs(uri, METRIC, "e")
     assert [curve.name for curve in table.curves] == ["mine"]
+    assert not table.skipped
+    assert read_runs(uri, METRIC).skipped == {"has no param n_inters": ["not mine"]}
+    with pytest.raises(InputError, match="EXPERIMENT = 'f': the database has no such experiment, only Default, e"):
+        read_runs(uri, METRIC, "f")
     np.testing.assert_allclose(table.curves[0].values, [0.05, 0.1])
 
 

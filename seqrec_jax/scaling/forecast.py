@@ -36,6 +36,10 @@ SLIGHT = 0.01
 """Difference of forecasts' errors, in ln of the metric, for which a form of more parameters is not worth having."""
 
 
+LEAST_ERROR = 1e-3
+"""Added to errors that are set against one another, so that none is nothing."""
+
+
 class Forecast(NamedTuple):
     """How well a form fitted to smaller runs foretells larger ones.
 
@@ -211,13 +215,18 @@ def _choose(errors: Mapping[str, float], drawn: Sequence[Mapping[str, float]]) -
     best = min(errors, key=lambda name: errors[name])
     chosen, apart = best, {}
     for name in reversed(list(errors)):
-        worse = errors[name] - errors[best]
-        differences = np.array([draw[name] - draw[best] for draw in drawn])
-        chance = _spread(differences[np.isfinite(differences)])
+        ratios = np.array([_ratio(draw, name, best) for draw in drawn])
+        chance = _spread(ratios[np.isfinite(ratios)])
+        worse = _ratio(errors, name, best)
         apart[name] = worse > TELLING * chance
-        if not apart[name] and worse <= max(chance, SLIGHT):
+        if not apart[name] and (worse <= chance or errors[name] - errors[best] <= SLIGHT):
             chosen = name
     return chosen, apart
+
+
+def _ratio(errors: Mapping[str, float], name: str, best: str) -> float:
+    """How many times a form's error is the best's, in ln: forecasts go wrong by factors."""
+    return float(np.log((errors[name] + LEAST_ERROR) / (errors[best] + LEAST_ERROR)))
 
 
 def _spread(values: np.ndarray) -> float:

@@ -83,13 +83,29 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _sqlite_runs(path: Path, metric: str) -> Iterator[_Logged]:
+def _of_experiment(connection: sqlite3.Connection, name: str, known: Sequence[str]) -> set[str]:
+    """Ids of an experiment's runs; `known` names the store's tables."""
+    names: dict[str, int] = {}
+    if "experiments" in known:
+        names = dict(connection.execute("SELECT name, experiment_id FROM experiments"))
+    if name not in names:
+        raise _no_experiment(name, sorted(names))
+    asked = "SELECT run_uuid FROM runs WHERE experiment_id = ?"
+    return {run for (run,) in connection.execute(asked, (names[name],))}
+
+
+def _no_experiment(name: str, names: Sequence[str]) -> InputError:
+    return InputError(f"EXPERIMENT = {name!r}: the database has no such experiment, only {', '.join(names) or 'none'}")
+
+
+def _sqlite_runs(path: Path, metric: str, experiment: str | None) -> Iterator[_Logged]:
     """Runs of a SQLite store of any schema of MLflow, opened to read."""
     connection = _connect(path)
     try:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if missing := [name for name in ("runs", "params", "metrics") if name not in tables]:
             raise InputError(f"RUNS: {path} is no MLflow database: it has no table {missing[0]!r}")
+        wanted = None if experiment is None else _of_experiment(connection, experiment, sorted(tables))
         params: dict[str, dict[str, str]] = {}
         for run, key, value in connection.execute("SELECT run_uuid, key, value FROM params"):
             params.setdefault(run, {})[key] = value
@@ -101,21 +117,25 @@ def _sqlite_runs(path: Path, metric: str) -> Iterator[_Logged]:
         named = "name" if "name" in columns else "run_uuid"
         alive = "WHERE lifecycle_stage <> 'deleted'" if "lifecycle_stage" in columns else ""
         for run, name in connection.execute(f"SELECT run_uuid, {named} FROM runs {alive} ORDER BY run_uuid"):
-            yield _Logged(name or run, params.get(run, {}), history.get(run, {}))
+            if wanted is None or run in wanted:
+                yield _Logged(name or run, params.get(run, {}), history.get(run, {}))
     except sqlite3.DatabaseError as error:
         raise InputError(f"RUNS: {path}: cannot be read as an MLflow database ({error})") from error
     finally:
         connection.close()
 
 
-def _served_runs(uri: str, metric: str) -> Iterator[_Logged]:
+def _served_runs(uri: str, metric: str, experiment: str | None) -> Iterator[_Logged]:
     """Runs of any store that MLflow's client reaches."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     try:
         client = MlflowClient(tracking_uri=uri)
-        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        ids = {found.name: found.experiment_id for found in client.search_experiments()}
+        if experiment is not None and experiment not in ids:
+            raise _no_experiment(experiment, sorted(ids))
+        experiments = list(ids.values()) if experiment is None else [ids[experiment]]
         token: str | None = None
         while True:
             page = client.search_runs(experiments, page_token=token)
@@ -130,13 +150,13 @@ def _served_runs(uri: str, metric: str) -> Iterator[_Logged]:
         raise InputError(f"RUNS = {uri!r}: cannot be read ({' '.join(str(error).split())[:200]})") from error
 
 
-def _logged(runs: str, metric: str) -> list[_Logged]:
+def _logged(runs: str, metric: str, experiment: str | None) -> list[_Logged]:
     path = Path(runs.removeprefix("sqlite:///"))
     if "://" in runs and not runs.startswith("sqlite:///"):
-        return list(_served_runs(runs, metric))
+        return list(_served_runs(runs, metric, experiment))
     if not path.is_file():
         raise InputError(f"RUNS: {path}: there is no such file; bind RUNS to an MLflow database, or to a server's URI")
-    return list(_sqlite_runs(path, metric))
+    return list(_sqlite_runs(path, metric, experiment))
 
 
 def _numbers(params: Mapping[str, str]) -> dict[str, float]:
@@ -179,18 +199,19 @@ def _why_not(run: _Logged, numbers: Mapping[str, float], metric: str) -> str | N
     return None
 
 
-def read_runs(runs: str, metric: str) -> RunTable:
+def read_runs(runs: str, metric: str, experiment: str | None = None) -> RunTable:
     """Reads the curves of all runs.
 
     Args:
         runs: file of an MLflow SQLite store of any schema, which may be packed by bzip2 or gzip, or another store's
             URI.
         metric: of validation, by epoch, such as `valid/ndcg_at_5`.
+        experiment: whose runs alone are read; None reads all.
 
     Raises:
         InputError: it is no MLflow database, or none of its runs can be laid over compute.
     """
-    logged = _logged(runs, metric)
+    logged = _logged(runs, metric, experiment)
     if not logged:
         raise InputError(f"RUNS = {runs!r}: the database holds no run")
     first = _first_step(logged)

@@ -207,6 +207,7 @@ def scaling_law(
     runs: str = gin.REQUIRED,
     run_dir: str = gin.REQUIRED,
     metric: str = "valid/ndcg_at_5",
+    experiment: str | None = None,
     budgets: Sequence[float] = (),
     unit: str = "compute",
     flops_per_second: float | None = None,
@@ -229,6 +230,7 @@ def scaling_law(
         runs: an MLflow database's file, never written to, or a store's URI.
         run_dir: folder of the analysis.
         metric: of validation; one with `loss` in its name falls with compute, others rise.
+        experiment: of MLflow, whose runs alone are read; None reads all.
         budgets: to forecast and to plan for.
         unit: of the budgets: `compute` (as total_flops has it: multiply-adds of linear layers, forward, in all of
             training), `gpu_hours`, or `price`.
@@ -253,7 +255,7 @@ def scaling_law(
     _check(metric, budgets, unit, prices, draws, frontier)
     computes = [budget if unit == "compute" else prices.compute(budget, unit) for budget in budgets]
     tracker, folder = Tracker(), RunDir(run_dir, (SUMMARY, PAGE, PLOT))
-    table = read_runs(runs, metric)
+    table = read_runs(runs, metric, experiment)
     used = _report_of_runs(table)
     sign = -1 if "loss" in metric else 1
     with folder.held() as path, np.errstate(all="ignore"):
