@@ -20,6 +20,7 @@ table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
 .plot { margin: 1.5rem 0; }
+.table { overflow-x: auto; }
 """
 
 
@@ -113,7 +114,7 @@ def _forecast_figure(study: Study) -> Any:
         )  # fmt: skip
     figure.update_layout(
         title="Forecasts of larger runs that the fit has not seen", template="plotly_white",
-        yaxis={"title": "mean error, %", "type": "log"}, barmode="group",
+        yaxis={"title": "mean error, %"}, barmode="group",
     )  # fmt: skip
     return figure
 
@@ -137,7 +138,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     body = "".join(
         "<tr>" + "".join(f"<td>{html.escape(_told(value))}</td>" for value in row.values()) + "</tr>" for row in rows
     )
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return f'<div class="table"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def write_page(
