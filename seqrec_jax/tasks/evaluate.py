@@ -120,8 +120,8 @@ def evaluate(
         seed: of the draws.
 
     Returns:
-        Metrics of `valid` and `test`, their `intervals`, the `slices` of test, those of the `baselines` on test with
-        intervals, how much of the `catalog` is shown, and the parameters' digest.
+        Metrics of `valid` and `test`, of the `baselines` on test, their `intervals`, the `slices` of test, how much of
+        the `catalog` is shown, and the parameters' digest.
     """
     if draws < 100:
         raise InputError(f"evaluate.draws = {draws} is below 100, too few for an interval")
@@ -135,12 +135,18 @@ def evaluate(
 
     parts = {"valid": split.valid, "test": split.test}
     ranks = {name: target_ranks(opened, targets, ranking) for name, targets in parts.items()}
+    ranks_of = baseline_ranks(opened, split, log, ranking)
     inside = slices_of(data, split.test, log.counts)
     results: dict[str, Any] = {name: summarize(of, ranking.ks) for name, of in ranks.items()}
+    results["baselines"] = {name: summarize(of, ranking.ks) for name, of in ranks_of.items()}
     results |= {
-        "intervals": {name: intervals(of, results[name], draws, seed) for name, of in ranks.items()},
+        "intervals": {
+            **{name: intervals(of, results[name], draws, seed) for name, of in ranks.items()},
+            "baselines": {
+                name: intervals(of, results["baselines"][name], draws, seed) for name, of in ranks_of.items()
+            },
+        },
         "slices": {name: told(ranks["test"][of]) for name, of in inside.items()},
-        "baselines": {name: told(of) for name, of in baseline_ranks(opened, split, log, ranking).items()},
         "catalog": shown(opened, split.test, ranking.ks[-1], ranking.mask_seen, seed),
         "params_sha256": parameters.sha256(opened.restored.params),
     }
@@ -152,7 +158,7 @@ def evaluate(
 
 
 def _print(results: Mapping[str, Any], ks: Sequence[int]) -> None:
-    rows, errors = dict(results["baselines"]), {name: of["intervals"] for name, of in results["baselines"].items()}
+    rows, errors = dict(results["baselines"]), dict(results["intervals"]["baselines"])
     for name, part in {"this model": "test", "this model, on valid": "valid"}.items():
         rows[name], errors[name] = results[part], results["intervals"][part]
     console, catalog, k = Console(width=120), results["catalog"], ks[-1]
