@@ -4,8 +4,17 @@ from test_frontier import RISING, TRUE, points_on
 from threadpoolctl import threadpool_limits
 
 from seqrec_jax.errors import InputError
-from seqrec_jax.scaling.forecast import cuts_of, interval, study_frontier
-from seqrec_jax.scaling.frontier import ENVELOPE, STOCHASTIC, Points, best_reference, envelope_of, fit, frontier_of
+from seqrec_jax.scaling.forecast import cuts_of, interval, percentiles, study_frontier
+from seqrec_jax.scaling.frontier import (
+    ENVELOPE,
+    STOCHASTIC,
+    Points,
+    best_method,
+    best_reference,
+    envelope_of,
+    fit,
+    frontier_of,
+)
 from seqrec_jax.scaling.laws import laws
 
 
@@ -15,6 +24,14 @@ def test_intervals_of_the_envelope_are_moved_to_the_value():
     np.testing.assert_allclose([low[0], high[0]], [0.905, 1.095])
     low, high = interval(np.array([0.9]), drawn, STOCHASTIC)
     np.testing.assert_allclose([low[0], high[0]], [0.805, 0.995])
+
+
+def test_percentiles_go_a_little_beyond_95_of_100():
+    assert percentiles(10**6, 2) == pytest.approx((2.5, 97.5), abs=1e-3)
+    low, high = percentiles(20, 3)
+    assert 0.8 < low < 1.6
+    assert low + high == pytest.approx(100)
+    assert percentiles(3, 3)[0] < 1e-3
 
 
 def test_a_forecast_sees_no_run_that_ends_beyond_its_cut():
@@ -64,12 +81,13 @@ def coverage(name, draws_of_runs, draws):
     for seed in range(draws_of_runs):
         points = points_on(law, theta, noise=0.015, n_runs=60, seed=100 + seed)
         reference = best_reference(points, laws(1))
-        near = fit(law, frontier_of(points, STOCHASTIC, reference))
+        method = best_method(points, reference)
+        near = fit(law, frontier_of(points, method, reference))
         rng, found = np.random.default_rng(seed), []
         for _ in range(draws):
             some = points.of(rng.choice(60, 60))
-            found.append(fit(law, frontier_of(some, STOCHASTIC, reference), near).theta)
-        low, high = interval(near.theta, np.stack(found), STOCHASTIC)
+            found.append(fit(law, frontier_of(some, method, reference), near).theta)
+        low, high = interval(near.theta, np.stack(found), method, percentiles(60, law.n_parameters))
         held.append((low <= theta) & (theta <= high))
     return np.mean(held, 0)
 

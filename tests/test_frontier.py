@@ -6,6 +6,7 @@ from scipy.stats import exponnorm
 from seqrec_jax.errors import InputError
 from seqrec_jax.scaling.frontier import (
     ENVELOPE,
+    REGRESSION,
     STOCHASTIC,
     Frontier,
     Points,
@@ -120,6 +121,7 @@ def mean_error(method, inefficiency):
 def test_the_stochastic_frontier_is_not_drawn_up_by_lucky_noise():
     assert mean_error(ENVELOPE, 0.0) > 0.02
     assert abs(mean_error(STOCHASTIC, 0.0)) < 0.005
+    assert abs(mean_error(REGRESSION, 0.0)) < 0.002
     assert abs(mean_error(STOCHASTIC, 0.1)) < 0.02
 
 
@@ -131,10 +133,12 @@ def test_noise_and_inefficiency_are_told():
     assert fitted.inefficiency == pytest.approx(0.06, rel=0.3)
 
 
-def test_the_envelope_is_taken_where_inefficiency_has_no_scale():
+def test_the_method_is_what_the_data_can_tell():
     law, rng = RISING["log_linear"], np.random.default_rng(0)
     points = points_on(law, TRUE["log_linear"], noise=0.001)
-    assert best_method(points, fit(law, envelope_of(points))) == STOCHASTIC
+    assert best_method(points, fit(law, envelope_of(points))) == REGRESSION
+    lower = points_on(law, TRUE["log_linear"], noise=0.01, inefficiency=0.05)
+    assert best_method(lower, fit(law, envelope_of(lower))) == STOCHASTIC
     even = points._replace(values=points.values * np.exp(-rng.uniform(0, 1, len(points.values))))
     assert best_method(even, fit(law, envelope_of(even))) == ENVELOPE
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import norm, t
 from threadpoolctl import threadpool_limits
 
 from seqrec_jax.errors import InputError
@@ -94,8 +95,16 @@ class Study(NamedTuple):
         law = judged.fitted.law
         values = law.evaluate(judged.fitted.theta, z)
         drawn = np.stack([law.evaluate(theta, z) for theta in judged.draws])
-        low, high = interval(values, drawn, self.frontier.method)
+        low, high = self.interval(name, values, drawn)
         return values, low, high
+
+    def interval(
+        self, name: str, values: np.ndarray | float, drawn: np.ndarray | Sequence[float]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ends of the 95 % interval of what follows from a form: values [...], and of its draws [draws, ...]."""
+        runs = len(np.unique(self.frontier.points.runs))
+        within = percentiles(runs, self.judged[name].fitted.law.n_parameters)
+        return interval(np.asarray(values), np.asarray(drawn), self.frontier.method, within)
 
     def expect(self, compute: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The chosen form's values [n], and intervals that reach over those of all forms that it is not told from."""
@@ -107,7 +116,23 @@ class Study(NamedTuple):
         return values, low, high
 
 
-def interval(values: np.ndarray, drawn: np.ndarray, method: str) -> tuple[np.ndarray, np.ndarray]:
+def percentiles(runs: int, parameters: int) -> tuple[float, float]:
+    """Of draws, that bound a 95 % interval: a little beyond 2.5 and 97.5, as draws of few runs vary too little.
+
+    (The expanded percentile interval: Hesterberg, The American Statistician, 2015.)
+
+    Args:
+        runs: that were drawn from.
+        parameters: fitted to them.
+    """
+    free = max(1, runs - parameters)
+    beyond = 100 * float(norm.cdf(-np.sqrt(runs / free) * t.ppf(0.975, free)))
+    return beyond, 100 - beyond
+
+
+def interval(
+    values: np.ndarray, drawn: np.ndarray, method: str, within: tuple[float, float] = WITHIN
+) -> tuple[np.ndarray, np.ndarray]:
     """95 % intervals from bootstrap draws.
 
     A draw of runs lacks a third of them, and with them some of the envelope, which makes the draws' envelopes lower
@@ -117,9 +142,10 @@ def interval(values: np.ndarray, drawn: np.ndarray, method: str) -> tuple[np.nda
         values: [...] of all runs.
         drawn: [draws, ...].
         method: see Frontier.
+        within: percentiles of the draws.
     """
     moved = drawn - np.median(drawn, 0) + values if method == ENVELOPE else drawn
-    low, high = np.percentile(moved, WITHIN, axis=0)
+    low, high = np.percentile(moved, within, axis=0)
     return np.minimum(low, values), np.maximum(high, values)
 
 
@@ -245,7 +271,7 @@ def study_frontier(
         draws: bootstrap draws of runs.
         seed: of the draws.
         cuts: computes that the runs of a forecast have ended below; none for HELD_BACK.
-        method: of the frontier, ENVELOPE or STOCHASTIC; None chooses, see best_method.
+        method: of the frontier, one of METHODS; None chooses, see best_method.
 
     Raises:
         InputError: there are too few runs.

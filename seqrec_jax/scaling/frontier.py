@@ -23,7 +23,10 @@ STEP = 1e-6
 SEARCH = {"maxiter": 100, "ftol": 1e-8}
 SMALLEST_SCALE = 1e-4
 """Of noise and of inefficiency, in ln of the metric."""
-ENVELOPE, STOCHASTIC = "envelope", "stochastic"
+ENVELOPE, STOCHASTIC, REGRESSION = "envelope", "stochastic", "regression"
+METHODS = (ENVELOPE, STOCHASTIC, REGRESSION)
+ONE_SIDED = 2.71
+"""What twice the gain in ln of the likelihood exceeds by chance in 5 % of cases, of a number that cannot be below 0."""
 
 
 class Points(NamedTuple):
@@ -104,7 +107,7 @@ class Frontier(NamedTuple):
     """What laws are fitted to.
 
     Attributes:
-        method: ENVELOPE or STOCHASTIC.
+        method: one of METHODS.
         points: near the frontier.
         floors: [n] float64, below which a point would not be among them, in sign * ln of the metric.
     """
@@ -235,7 +238,7 @@ def fit(law: Law, frontier: Frontier, near: Fit | None = None) -> Fit:
             f"the frontier has {len(np.unique(points.z))} points of distinct compute, too few for the "
             f"{law.n_parameters} parameters of {law.name}; bind RUNS to a database of more runs"
         )
-    if frontier.method == ENVELOPE:
+    if frontier.method != STOCHASTIC:
         starts = law.starts(points.z, points.values, points.sign) if near is None else [near.theta]
         return _least_squares(law, points, starts)
     if near is not None:
@@ -252,7 +255,7 @@ def frontier_of(points: Points, method: str, reference: Fit) -> Frontier:
 
     Args:
         points: of the runs.
-        method: ENVELOPE takes those that are better than all of less compute; STOCHASTIC those above a floor, WINDOW
+        method: ENVELOPE takes those that are better than all of less compute, the others those above a floor, WINDOW
             below the envelope.
         reference: a law fitted to the envelope of these points, or of those that they are a draw of.
     """
@@ -282,12 +285,21 @@ def best_reference(points: Points, laws: Sequence[Law]) -> Fit:
 
 
 def best_method(points: Points, reference: Fit) -> str:
-    """STOCHASTIC where noise can be told from inefficiency, else ENVELOPE.
+    """How the frontier is fitted, by what the data can tell.
 
-    It cannot where runs lie as thickly below the floor as at the frontier: their distances then have no scale of their
-    own within the window, and what the model would call the frontier is the edge of the data.
+    ENVELOPE where runs lie as thickly below the floor as at the frontier: their distances then have no scale of their
+    own within the window, and what the model of a stochastic frontier would call it is the edge of the data. REGRESSION
+    where all distances may as well be noise, by the test of Coelli (Journal of Productivity Analysis, 1995): an
+    inefficiency that cannot be below 0 would be found above it, and draw the frontier up. Otherwise STOCHASTIC.
     """
     frontier = frontier_of(points, STOCHASTIC, reference)
     if len(np.unique(frontier.points.z)) <= reference.law.n_parameters + 2:
         return ENVELOPE
-    return STOCHASTIC if fit(reference.law, frontier).inefficiency <= WINDOW else ENVELOPE
+    stochastic = fit(reference.law, frontier)
+    if stochastic.inefficiency > WINDOW:
+        return ENVELOPE
+    noise = fit(reference.law, frontier._replace(method=REGRESSION))
+    residuals = np.log(frontier.points.values) - noise.law.ln(noise.theta, frontier.points.z)
+    ln_likelihood = -np.log(np.sqrt(np.mean(residuals**2))) - LN_SQRT_2_PI - 0.5
+    gain = 2 * len(residuals) * (-stochastic.error - ln_likelihood)
+    return STOCHASTIC if gain > ONE_SIDED else REGRESSION

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from seqrec_jax.errors import InputError
 from seqrec_jax.files import write_text
-from seqrec_jax.scaling.forecast import Study, interval, study_frontier
-from seqrec_jax.scaling.frontier import ENVELOPE, STOCHASTIC, points_of
+from seqrec_jax.scaling.forecast import Study, study_frontier
+from seqrec_jax.scaling.frontier import METHODS, points_of
 from seqrec_jax.scaling.joint import Effect, JudgedJoint, effects, runs_of, study_joint
 from seqrec_jax.scaling.planner import Planner, Prices, planner_of
 from seqrec_jax.scaling.report import write_page, write_plot
@@ -47,7 +47,7 @@ def _laws(study: Study) -> dict[str, Any]:
         drawn = [law.named(theta, centre) for theta in judged.draws]
         parameters = {}
         for parameter, value in values.items():
-            low, high = interval(np.array(value), np.array([draw[parameter] for draw in drawn]), study.frontier.method)
+            low, high = study.interval(name, value, [draw[parameter] for draw in drawn])
             parameters[parameter] = {"value": value, "low": float(low), "high": float(high)}
         told[name] = {
             "formula": law.formula,
@@ -181,8 +181,8 @@ def _check(metric: str, budgets: Sequence[float], unit: str, prices: Prices, dra
             raise InputError(f"BUDGETS holds {budget!r}, which is no number above 0")
     if draws < 20:
         raise InputError(f"DRAWS = {draws} is below 20, too few for an interval")
-    if frontier not in (None, ENVELOPE, STOCHASTIC):
-        raise InputError(f"FRONTIER = {frontier!r} is not one of None, {ENVELOPE!r}, {STOCHASTIC!r}")
+    if frontier not in (None, *METHODS):
+        raise InputError(f"FRONTIER = {frontier!r} is not one of None, {', '.join(map(repr, METHODS))}")
     if not metric:
         raise InputError("METRIC = '' names no metric, such as 'valid/ndcg_at_5'")
 
@@ -239,7 +239,8 @@ def scaling_law(
         epochs: to plan for; None for the runs' median.
         cuts: computes; a forecast is fitted to the runs that end below each. None for shares of the runs' range.
         frontier: `envelope` fits the points that are better than all of less compute; `stochastic` tells noise from
-            inefficiency; None takes the second where the data can.
+            inefficiency; `regression` takes all that is near the envelope for the law with noise; None chooses by what
+            the data can tell.
         least_share: of the best value; computes at which no run has reached it are left out.
         draws: bootstrap draws of runs.
         seed: of the draws.
