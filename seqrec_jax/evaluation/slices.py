@@ -10,6 +10,8 @@ from seqrec_jax.data.store import Dataset
 
 HISTORY_LENGTHS = (5, 10, 20, 50)
 """Most items of a history in each slice but the last, which holds the longer ones."""
+SHORT = f"history_1_to_{HISTORY_LENGTHS[0]}"
+"""The slice of the shortest histories."""
 HEAD, TAIL = 1 / 3, 2 / 3
 """Shares of the training interactions at which the middle begins and ends, the most popular items first."""
 

@@ -15,27 +15,12 @@ from seqrec_jax.data.store import Dataset
 from seqrec_jax.devices import replicate
 from seqrec_jax.evaluation.metrics import summarize
 from seqrec_jax.evaluation.ranking import Ranking, TargetRanker
+from seqrec_jax.evaluation.slices import SHORT, slices_of
 from seqrec_jax.model.recommender import Architecture, graph_of
 from seqrec_jax.tasks.part_rankers import PartRankers
 from seqrec_jax.tasks.training_data import features_of_record
 from seqrec_jax.training.carry import carry
 from seqrec_jax.training.model_record import ModelRecord
-
-SHORT_HISTORY = 5
-
-
-def slices_of(targets: Targets, items: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Which targets are of what users ask about first.
-
-    Args:
-        targets: to predict.
-        items: [n] int32, the targets' items.
-        counts: [n_items + 1], training interactions of each item.
-
-    Returns:
-        Per slice [n] bool: `cold_items`, never in training; `short_histories`, of at most SHORT_HISTORY items.
-    """
-    return {"cold_items": counts[items] == 0, "short_histories": targets.positions <= SHORT_HISTORY}
 
 
 class DomainReport:
@@ -50,8 +35,8 @@ class DomainReport:
     """
 
     def __init__(self, data: Dataset, targets: Targets, counts: np.ndarray, ranker: TargetRanker, ranking: Ranking):
-        items = data.items.take(data.offsets[targets.users] + targets.positions)
-        self._slices = slices_of(targets, items, counts)
+        slices = slices_of(data, targets, counts)
+        self._slices = {"cold_items": slices["cold_items"], "short_histories": slices[SHORT]}
         self._ranker, self._ks = ranker, ranking.ks
 
     def of(self, params: nnx.State, features: Mapping[str, jax.Array | np.ndarray]) -> dict[str, Any]:
