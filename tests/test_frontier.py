@@ -158,6 +158,14 @@ def test_runs_drawn_twice_are_there_twice():
     np.testing.assert_array_equal(drawn.runs, [0, 1, 1, 2])
 
 
+def test_a_metric_that_goes_the_other_way_is_refused_by_forms_that_cannot():
+    z = np.linspace(0, 5, 20)
+    falling = Points(np.arange(20), z, np.exp(-z), 0.0, 1)
+    for name in ("power_with_offset", "sigmoid"):
+        with pytest.raises(InputError, match=f"{name} cannot be fitted, as it rises with compute"):
+            fit(RISING[name], Frontier(REGRESSION, falling, np.full(20, -np.inf)))
+
+
 def test_too_few_points_for_a_law_are_refused():
     points = Points(np.arange(3), np.array([1.0, 2.0, 3.0]), np.array([0.1, 0.2, 0.3]), 0.0, 1)
     with pytest.raises(InputError, match="3 points of distinct compute, too few for the 3 parameters"):

@@ -122,7 +122,14 @@ def _at(points: Points, places: np.ndarray) -> Points:
 
 
 def _least_squares(law: Law, points: Points, starts: Sequence[np.ndarray]) -> Fit:
-    """Huber's robust fit of ln of the metric (Huber, 1964), from several starts."""
+    """Huber's robust fit of ln of the metric (Huber, 1964), from several starts.
+
+    Raises:
+        InputError: there is no start, as the metric goes the other way.
+    """
+    if not starts:
+        way = "rises" if points.sign > 0 else "falls"
+        raise InputError(f"METRIC: {law.name} cannot be fitted, as it {way} with compute and the runs' metric does not")
     ln_values = np.log(points.values)
 
     def residuals(theta: np.ndarray) -> np.ndarray:
