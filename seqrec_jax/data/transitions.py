@@ -46,6 +46,19 @@ def strongest(
     return rows[kept], columns[kept], values[kept], places[kept]
 
 
+def recency_weights(histories: np.ndarray, lengths: np.ndarray, n_rows: int) -> scipy.sparse.csr_matrix:
+    """What each history holds, the latest item weighing most: [n, n_rows] float32.
+
+    Args:
+        histories: [sum of lengths] int32, items in time order, one history after the other.
+        lengths: [n] of the histories.
+        n_rows: of the catalog, with padding.
+    """
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    ages = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(histories))
+    return scipy.sparse.csr_matrix(((AGE_DECAY**ages).astype(np.float32), (rows, histories)), (len(lengths), n_rows))
+
+
 class Transitions(NamedTuple):
     """How strongly each item is followed by others, as a sparse matrix: items x items in compressed rows.
 
@@ -61,6 +74,11 @@ class Transitions(NamedTuple):
     scores: np.ndarray
     catalog_sha256: str
 
+    def matrix(self) -> scipy.sparse.csr_matrix:
+        """The scores of followers: [n_items + 1, n_items + 1] float32."""
+        n_rows = len(self.starts) - 1
+        return scipy.sparse.csr_matrix((self.scores, self.items, self.starts), (n_rows, n_rows))
+
     def followers(self, histories: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What followed the items of each history, the latest weighing most, without those items themselves.
 
@@ -73,11 +91,7 @@ class Transitions(NamedTuple):
         """
         n, n_rows = len(lengths), len(self.starts) - 1
         history = np.repeat(np.arange(n), lengths)
-        ages = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(histories))
-        weights = (AGE_DECAY**ages).astype(np.float32)
-        asked = scipy.sparse.csr_matrix((weights, (history, histories)), (n, n_rows))
-        matrix = scipy.sparse.csr_matrix((self.scores, self.items, self.starts), (n_rows, n_rows))
-        found = (asked @ matrix).tocoo()
+        found = (recency_weights(histories, lengths, n_rows) @ self.matrix()).tocoo()
         own = np.isin(found.row * np.int64(n_rows) + found.col, history * np.int64(n_rows) + histories)
         rows, columns, values, places = strongest(found.row[~own], found.col[~own], found.data[~own], MOST_RAISED)
         items, scores = np.zeros((n, MOST_RAISED), np.int32), np.zeros((n, MOST_RAISED), np.float32)

@@ -7,7 +7,7 @@ import scipy.sparse
 
 from seqrec_jax.data.split import Split, Targets, TrainingLog, ranges
 from seqrec_jax.data.store import Dataset
-from seqrec_jax.data.transitions import AGE_DECAY, Transitions
+from seqrec_jax.data.transitions import Transitions, recency_weights
 from seqrec_jax.evaluation.ranking import TIE, TargetRanker
 
 SCORES_PER_BLOCK = 1 << 24
@@ -55,20 +55,12 @@ def by_item(counts: np.ndarray) -> Scores:
     return scores
 
 
-def _weighed(histories: np.ndarray, lengths: np.ndarray, n_rows: int) -> scipy.sparse.csr_matrix:
-    """What each history holds, the latest item weighing most: [n, n_rows]."""
-    ages = np.repeat(np.cumsum(lengths), lengths) - 1 - np.arange(len(histories))
-    rows = np.repeat(np.arange(len(lengths)), lengths)
-    return scipy.sparse.csr_matrix(((AGE_DECAY**ages).astype(np.float32), (rows, histories)), (len(lengths), n_rows))
-
-
 def by_transitions(transitions: Transitions) -> Scores:
     """What followed the history's items in training (item-to-item: Linden et al., IEEE Internet Computing 2003)."""
-    n_rows = len(transitions.starts) - 1
-    matrix = scipy.sparse.csr_matrix((transitions.scores, transitions.items, transitions.starts), (n_rows, n_rows))
+    matrix = transitions.matrix()
 
     def scores(histories: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        return (_weighed(histories, lengths, n_rows) @ matrix).toarray()
+        return (recency_weights(histories, lengths, matrix.shape[0]) @ matrix).toarray()
 
     return scores
 
@@ -82,7 +74,7 @@ def by_text(vectors: np.ndarray) -> Scores:
     vectors = vectors.astype(np.float32)
 
     def scores(histories: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        return (_weighed(histories, lengths, len(vectors)) @ vectors) @ vectors.T
+        return (recency_weights(histories, lengths, len(vectors)) @ vectors) @ vectors.T
 
     return scores
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import norm, t
+from scipy.special import ndtr, stdtrit
 from threadpoolctl import threadpool_limits
 
 from seqrec_jax.errors import InputError
@@ -31,12 +31,8 @@ WITHIN = (2.5, 97.5)
 """Percentiles that bound an interval."""
 TELLING = 1.96
 """Standard errors by which a form's forecasts must be worse than the best's, for the data to tell them apart."""
-
-
 SLIGHT = 0.01
 """Difference of forecasts' errors, in ln of the metric, for which a form of more parameters is not worth having."""
-
-
 LEAST_ERROR = 1e-3
 """Added to errors that are set against one another, so that none is nothing."""
 
@@ -126,7 +122,7 @@ def percentiles(runs: int, parameters: int) -> tuple[float, float]:
         parameters: fitted to them.
     """
     free = max(1, runs - parameters)
-    beyond = 100 * float(norm.cdf(-np.sqrt(runs / free) * t.ppf(0.975, free)))
+    beyond = 100 * float(ndtr(-np.sqrt(runs / free) * stdtrit(free, 0.975)))
     return beyond, 100 - beyond
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.optimize import nnls
 
+from seqrec_jax.scaling.forecast import WITHIN
 from seqrec_jax.scaling.joint import JointLaw, JudgedJoint, Runs
 from seqrec_jax.scaling.run_table import Curve
 
@@ -157,7 +158,7 @@ class Planner:
     def _doubled(self, name: str, chosen: Mapping[str, float]) -> dict[str, float]:
         doubled = {**chosen, name: 2 * chosen[name]}
         ratios = [self._value(law, doubled) / self._value(law, chosen) for law in (self.judged.law, *self.judged.draws)]
-        low, high = np.percentile(ratios, (2.5, 97.5))
+        low, high = np.percentile(ratios, WITHIN)
         return {
             "metric": ratios[0], "low": float(low), "high": float(high),
             "cost": self._cost(doubled) / self._cost(chosen),

@@ -50,9 +50,9 @@ def baseline_ranks(opened: Opened, split: Split, log: TrainingLog, ranking: Rank
             "Ranking.mode = %r orders models differently than the whole catalog does (Krichene and Rendle, KDD 2020)",
             ranking.mode,
         )
-        return {"popularity": baselines.popularity_ranks(target_ranker(opened, split.test, ranking), log.counts)}
-    if scored > MOST_SCORES:
+    elif scored > MOST_SCORES:
         logging.warning("%.2g users times items: all baselines but popularity are left out", scored)
+    if ranking.n_sampled is not None or scored > MOST_SCORES:
         return {"popularity": baselines.popularity_ranks(target_ranker(opened, split.test, ranking), log.counts)}
     texts = [data.tokens(name) for name in data.features]
     vectors = lexical_vectors(texts, data.vocab_size, TEXT_SIZE) if texts else None

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from seqrec_jax.errors import InputError
 from seqrec_jax.files import write_text
-from seqrec_jax.scaling.forecast import Study, study_frontier
+from seqrec_jax.scaling.forecast import WITHIN, Study, study_frontier
 from seqrec_jax.scaling.frontier import METHODS, points_of
 from seqrec_jax.scaling.joint import Effect, JudgedJoint, effects, runs_of, study_joint
 from seqrec_jax.scaling.planner import Planner, Prices, planner_of
@@ -66,7 +66,7 @@ def _joint(joint: Mapping[str, JudgedJoint]) -> dict[str, Any]:
         drawn = [draw.named() for draw in judged.draws]
         parameters = {}
         for parameter, value in judged.law.named().items():
-            low, high = np.percentile([draw[parameter] for draw in drawn], (2.5, 97.5))
+            low, high = np.percentile([draw[parameter] for draw in drawn], WITHIN)
             parameters[parameter] = {"value": value, "low": float(low), "high": float(high)}
         told[name] = {
             "parameters": parameters,
