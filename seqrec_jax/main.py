@@ -20,6 +20,7 @@ from seqrec_jax.tasks import (  # noqa: F401  (they register with Gin)
     quickstart,
     recommend,
     scaling_law,
+    scaling_study,
     sweep,
     transfer_study,
 )

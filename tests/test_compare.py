@@ -39,7 +39,7 @@ def test_evaluation_tells_intervals_slices_and_baselines(two_runs, shop_folder, 
     assert low < results["test"]["ndcg_at_10"] < high
     for names in (("history",), ("head", "middle", "tail", "cold")):
         slices = [of for name, of in results["slices"].items() if name.startswith(names)]
-        users = np.array([of["users"] for of in slices])
+        users = np.array([of["targets"] for of in slices])
         assert users.sum() == 300
         whole = users @ [of["ndcg_at_10"] for of in slices] / users.sum()
         assert whole == pytest.approx(results["test"]["ndcg_at_10"], abs=1e-12)

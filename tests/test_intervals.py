@@ -69,3 +69,42 @@ def test_p_is_even_where_nothing_differs():
     assert 0.01 <= np.mean(np.array(p) < 0.05) <= 0.10
     same = compare(first, first, METRIC, 500, 0)
     assert (same.difference, same.p, same.low, same.high) == (0.0, 1.0, 0.0, 0.0)
+
+
+def users_with_several_targets(rng, n_users):
+    """Ranks of users who have one to eight targets each, and are served alike well in all of theirs."""
+    users = np.repeat(np.arange(n_users), rng.integers(1, 9, n_users))
+    skill = rng.beta(1, 9, n_users)[users]
+    return users, rng.geometric(np.maximum(skill, 1e-3)) - 1
+
+
+def test_users_are_drawn_with_all_of_their_targets():
+    rng = np.random.default_rng(3)
+    truth = gains(users_with_several_targets(rng, 300_000)[1]).mean()
+    held, alone = 0, 0
+    for seed in range(200):
+        users, ranks = users_with_several_targets(rng, 200)
+        low, high = bootstrap_interval(ranks, METRIC, 300, seed, users)
+        held += low <= truth <= high
+        low, high = bootstrap_interval(ranks, METRIC, 300, seed)
+        alone += low <= truth <= high
+    assert 0.90 <= held / 200 <= 0.99
+    assert alone / 200 < 0.88  # as if each target were a user
+
+
+def test_one_target_a_user_is_the_same_with_users_named():
+    ranks = ranks_of(np.random.default_rng(4), 300, 0.1)
+    assert bootstrap_interval(ranks, METRIC, 200, 0, np.arange(300)) == bootstrap_interval(ranks, METRIC, 200, 0)
+
+
+def test_a_comparison_turns_users_and_not_targets():
+    rng, p = np.random.default_rng(5), []
+    for seed in range(200):
+        users, first = users_with_several_targets(rng, 100)
+        turned = rng.permutation(first)[: users.max() + 1] % 40  # one figure a user, alike in all of its targets
+        second = turned[users]
+        other = rng.permutation(turned)[users]
+        p.append(compare(second, other, METRIC, 200, seed, users).p)
+    assert 0.0 <= np.mean(np.array(p) < 0.05) <= 0.11
+    same = compare(first, first, METRIC, 200, 0, users)
+    assert (same.difference, same.low, same.high, same.p) == (0.0, 0.0, 0.0, 1.0)

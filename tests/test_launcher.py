@@ -79,6 +79,7 @@ def test_an_included_file_that_is_missing_is_named(tmp_path):
 
 VALUES = {name: f"{name}='x'" for name in ("DATASET", "RUN_DIR", "CHECKPOINT", "SOURCE", "OUTPUT", "RUNS")}
 VALUES |= {"SPACE": "SPACE={'Architecture.n_layers': [1, 2]}", "SOURCES": "SOURCES=['x']"}
+VALUES["DATASETS"] = "DATASETS=['x']"
 VALUES["CHECKPOINTS"] = "CHECKPOINTS=['x', 'y']"
 VALUES["PRETRAINING_DATASET"] = "PRETRAINING_DATASET='x'"
 

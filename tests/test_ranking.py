@@ -11,6 +11,7 @@ from seqrec_jax.evaluation.baselines import popularity_ranks
 from seqrec_jax.evaluation.metrics import per_user, summarize
 from seqrec_jax.evaluation.ranking import Raised, Ranking, TargetRanker, rank_targets
 from seqrec_jax.evaluation.top_items import top_items
+from seqrec_jax.losses.proposals.by_count import catalog_proposal
 from seqrec_jax.model.recommender import Architecture, build
 
 RNG = np.random.default_rng(0)
@@ -184,3 +185,39 @@ def test_a_learnt_offset_keeps_the_history_out_of_rankings_and_recommendations(s
     history = shop.user_items(3)
     items, _ = top_items(graph, low, tokens, [history], k=20, max_length=architecture.max_length, exclude_seen=False)
     assert not set(items[0]) & set(history)
+
+
+def test_negatives_by_popularity_are_drawn_as_often_as_they_are_bought():
+    counts = np.array([0, 999, 99, 9, 0, 0])
+    popular = catalog_proposal(counts + 1.0)
+    catalog = np.array([[0], [1], [2], [3], [4], [5]], np.float32)
+    outputs = np.ones((400, 1), np.float32)
+
+    def beaten(target):
+        ranks = rank_targets(
+            jnp.asarray(outputs), jnp.asarray(catalog), jnp.full(400, target), jnp.arange(400), None, None, popular,
+            n_sampled=100, seed=3,
+        )  # fmt: skip
+        return np.asarray(ranks)
+
+    share = (counts + 1) / (counts + 1)[1:].sum()
+    for target in (1, 2, 3, 4):
+        expected = share[target + 1 :].sum()
+        assert beaten(target).mean() / 100 == pytest.approx(expected, abs=5 * np.sqrt(expected / 40_000))
+    assert not beaten(5).any()  # it is drawn itself, which does not count
+    np.testing.assert_array_equal(beaten(2), beaten(2))
+
+
+def test_a_ranking_by_popularity_is_harder_than_one_among_all_alike(shop):
+    architecture = Architecture(hidden_size=8, n_layers=1, max_length=6)
+    graph, params = build(architecture, {"title": shop.vocab_size}, 0)
+    split, mesh = leave_one_out(shop), device_mesh()
+    counts = train_counts(shop, split)
+
+    def figure(mode):
+        ranker = TargetRanker(graph, shop, split.test, Ranking(mode=mode, rows=8), 6, mesh, counts=counts)
+        return popularity_ranks(ranker, counts).mean()
+
+    assert figure("popular50") > figure("sampled50")
+    assert Ranking(mode="popular100").n_sampled == 100
+    del params

@@ -6,6 +6,7 @@ import gin
 import pytest
 
 from seqrec_jax.errors import InputError, Interrupted
+from seqrec_jax.tasks import child
 from seqrec_jax.tasks import transfer_study as module
 from seqrec_jax.tasks.transfer_study import Cell, summarize_cells, transfer_study
 from seqrec_jax.training.stopping import StopRequests
@@ -46,8 +47,8 @@ class FakeChild:
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch):
-    monkeypatch.setattr(module, "Child", FakeChild)
-    monkeypatch.setattr(module, "SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(child, "Child", FakeChild)
+    monkeypatch.setattr(child, "SECONDS_BETWEEN_LOOKS", 0.0)
     FakeChild.started, FakeChild.stopped, FakeChild.fails = [], [], ()
     gin.parse_config("Tracker.uri = None")
 

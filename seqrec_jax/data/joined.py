@@ -1,6 +1,6 @@
 """Several datasets read as one, each with its own catalog and users."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from seqrec_jax.data.split import Targets
+from seqrec_jax.data.split import Split, Targets
 from seqrec_jax.data.store import Dataset, Items, open_dataset
 from seqrec_jax.errors import InputError
 
@@ -61,6 +61,24 @@ class Joined(NamedTuple):
     def groups(self) -> np.ndarray:
         """Which dataset a user of the union belongs to, from 0: [users] int64."""
         return np.repeat(np.arange(len(self.parts)), np.diff(self.user_starts))
+
+    def split(self, how: Callable[[Dataset], Split]) -> Split:
+        """The union's split, made of each dataset's own.
+
+        Args:
+            how: splits a dataset, such as leave_one_out.
+        """
+        splits = [how(part) for part in self.parts]
+
+        def together(of_parts: Sequence[Targets]) -> Targets:
+            users = [of.users + first for of, first in zip(of_parts, self.user_starts[:-1], strict=True)]
+            return Targets(np.concatenate(users), np.concatenate([of.positions for of in of_parts]))
+
+        return Split(
+            np.concatenate([split.train_lengths for split in splits]),
+            together([split.valid for split in splits]),
+            together([split.test for split in splits]),
+        )
 
     def targets_of(self, part: int, targets: Targets) -> Targets:
         """The targets of one dataset's users, as rows of that dataset."""

@@ -29,6 +29,7 @@ from seqrec_jax.devices import (
     split_rows,
 )
 from seqrec_jax.errors import InputError
+from seqrec_jax.losses.proposals.by_count import CatalogProposal, catalog_proposal
 from seqrec_jax.model.recommender import Recommender, items_read
 
 ITEMS_PER_BLOCK = 4096
@@ -43,7 +44,8 @@ class Ranking:
     """How targets are ranked.
 
     Attributes:
-        mode: `full` for the whole catalog, or `sampled<N>` for N uniform negatives a target, fixed by the seed.
+        mode: `full` for the whole catalog; `sampled<N>` for N uniform negatives a target, `popular<N>` for N that are
+            drawn by how often they are in training (plus one), both fixed by the seed.
         ks: cut-offs of the metrics.
         mask_seen: leave the items of the user's history out of the ranking (the target never is).
         rows: packed rows of an evaluation batch.
@@ -57,15 +59,22 @@ class Ranking:
     seed: int = 2020
 
     def __post_init__(self):
-        if not re.fullmatch(r"full|sampled[1-9]\d*", self.mode):
-            raise InputError(f"Ranking.mode = {self.mode!r} is neither 'full' nor 'sampled<N>', such as 'sampled10000'")
+        if not re.fullmatch(r"full|(sampled|popular)[1-9]\d*", self.mode):
+            raise InputError(
+                f"Ranking.mode = {self.mode!r} is none of 'full', 'popular<N>' and 'sampled<N>', such as 'sampled10000'"
+            )
         if not self.ks or any(k < 1 for k in self.ks):
             raise InputError(f"Ranking.ks = {self.ks} must hold numbers from 1")
 
     @property
     def n_sampled(self) -> int | None:
         """Negatives a target; None ranks the whole catalog."""
-        return None if self.mode == "full" else int(self.mode.removeprefix("sampled"))
+        return None if self.mode == "full" else int(self.mode.lstrip("adelmoprsu"))
+
+    @property
+    def by_popularity(self) -> bool:
+        """Whether negatives are drawn by popularity."""
+        return self.mode.startswith("popular")
 
 
 def _beaten_by_catalog(outputs: jax.Array, catalog: jax.Array, targets: jax.Array, bar: jax.Array) -> jax.Array:
@@ -137,19 +146,23 @@ def _beaten_by_sample(
     keys: jax.Array,
     n: int,
     raised: Raised | None,
+    popular: CatalogProposal | None,
 ) -> jax.Array:
-    """How many of n uniform draws of other items score at least `bar`: [targets] int32."""
+    """How many of n draws of other items score at least `bar`: [targets] int32; a draw of the target never does."""
     n_items = catalog.shape[0] - 1
 
     def count(part):
         output, target, least, key, more = part
-        draws = jax.random.randint(key, (n,), 1, n_items)
-        draws = draws + (draws >= target)
+        if popular is None:
+            draws = jax.random.randint(key, (n,), 1, n_items)
+            draws = draws + (draws >= target)
+        else:
+            draws = popular.draw_one(key, n)
         scores = catalog[draws] @ output
         if more is not None:
             at = jnp.searchsorted(more.items, draws).clip(max=len(more.items) - 1)
             scores += jnp.where(more.items[at] == draws, more.amounts[at], 0)
-        return (scores >= least).sum(dtype=jnp.int32)
+        return ((scores >= least) & (draws != target)).sum(dtype=jnp.int32)
 
     if raised is not None:
         items = jnp.where(raised.amounts == 0, 0, raised.items)  # so that each item is there once
@@ -180,6 +193,7 @@ def rank_targets(
     ordinals: jax.Array,
     seen: jax.Array | None,
     raised: Raised | None = None,
+    popular: CatalogProposal | None = None,
     *,
     n_sampled: int | None,
     seed: int,
@@ -193,6 +207,7 @@ def rank_targets(
         ordinals: [targets] int32, which seed each target's sample.
         seen: [targets, most] int32 distinct items to leave out, 0 for padding; or None.
         raised: items whose scores the model changes; or None.
+        popular: what a sample is drawn from; None draws every item alike.
         n_sampled: None ranks among the whole catalog.
         seed: of the samples.
 
@@ -205,7 +220,7 @@ def rank_targets(
     bar = score - TIE * (1 + jnp.abs(score))
     if n_sampled is not None:
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), i))(ordinals)
-        return _beaten_by_sample(outputs, catalog, targets, bar, keys, n_sampled, raised)
+        return _beaten_by_sample(outputs, catalog, targets, bar, keys, n_sampled, raised, popular)
     beaten = _beaten_by_catalog(outputs, catalog, targets, bar)
     if raised is not None:
         raised = raised if seen is None else raised.but(seen, targets)
@@ -252,6 +267,7 @@ class TargetRanker:
         max_length: most items of a history that the model reads.
         mesh: of devices, on one host or several; each target is ranked once.
         transitions: which a model with a weight for them adds to its scores; None for none.
+        counts: [n_items + 1] training interactions of each item, for negatives by popularity.
     """
 
     def __init__(
@@ -263,6 +279,7 @@ class TargetRanker:
         max_length: int,
         mesh: Mesh,
         transitions: Transitions | None = None,
+        counts: np.ndarray | None = None,
     ):
         self._dataset, self._targets, self._ranking, self._transitions = dataset, targets, ranking, transitions
         windows = histories(dataset.offsets, targets, max_length)
@@ -277,27 +294,30 @@ class TargetRanker:
         self.encode_catalog = encode_catalog(graph)
         rank = functools.partial(rank_targets, n_sampled=ranking.n_sampled, seed=ranking.seed)
         self._mesh, self._local = mesh, local_shards(mesh, shards)
+        assert counts is not None or not ranking.by_popularity, "popularity has no counts"
+        popular = catalog_proposal(counts + 1.0) if ranking.by_popularity and counts is not None else None
+        self._popular = replicate(mesh, popular)
 
-        def rank_batch(params, catalog, batch, ordinals, seen, followers):
+        def rank_batch(params, catalog, popular, batch, ordinals, seen, followers):
             model, items = nnx.merge(graph, params), batch.items[batch.inputs]
             hidden = model.encode_sequences(catalog[batch.items][batch.inputs], batch.segments, batch.positions)
             outputs = hidden.reshape(-1, hidden.shape[-1])[batch.slots]
             raised = raised_by(model, *items_read(items, batch.positions, batch.slots), followers)
-            return rank(outputs, catalog, batch.items[batch.targets], ordinals, seen, raised)
+            return rank(outputs, catalog, batch.items[batch.targets], ordinals, seen, raised, popular)
 
-        def rank_constant(scores, batch, ordinals, seen, followers):
+        def rank_constant(scores, popular, batch, ordinals, seen, followers):
             del followers
             ones = jnp.ones((batch.slots.shape[0], 1), scores.dtype)
-            return rank(ones, scores[:, None], batch.items[batch.targets], ordinals, seen)
+            return rank(ones, scores[:, None], batch.items[batch.targets], ordinals, seen, None, popular)
 
         def rank_by_model(params, *inputs):
-            in_specs = (specs(mesh, params), REPLICATED, SPLIT, SPLIT, SPLIT, SPLIT)
+            in_specs = (specs(mesh, params), REPLICATED, REPLICATED, SPLIT, SPLIT, SPLIT, SPLIT)
             return jax.shard_map(rank_batch, mesh=mesh, in_specs=in_specs, out_specs=SPLIT, check_vma=False)(
                 params, *inputs
             )
 
         self._rank_batch = jax.jit(rank_by_model)
-        in_specs = (REPLICATED, SPLIT, SPLIT, SPLIT, SPLIT)
+        in_specs = (REPLICATED, REPLICATED, SPLIT, SPLIT, SPLIT, SPLIT)
         self._rank_constant = jax.jit(
             jax.shard_map(rank_constant, mesh=mesh, in_specs=in_specs, out_specs=SPLIT, check_vma=False)
         )
@@ -354,8 +374,9 @@ class TargetRanker:
     def ranks(self, params: nnx.State, features: Mapping[str, jax.Array | np.ndarray]) -> np.ndarray:
         """Ranks of all targets by the model: [n] int64, in the order of the targets."""
         catalog = self.encode_catalog(params, features)
-        return self._collect(functools.partial(self._rank_batch, params, catalog))
+        return self._collect(functools.partial(self._rank_batch, params, catalog, self._popular))
 
     def ranks_by_item(self, scores: np.ndarray) -> np.ndarray:
         """Ranks of all targets by one score an item, the same for every user: [n_items + 1] -> [n] int64."""
-        return self._collect(functools.partial(self._rank_constant, replicate(self._mesh, scores.astype(np.float32))))
+        constant = replicate(self._mesh, scores.astype(np.float32))
+        return self._collect(functools.partial(self._rank_constant, constant, self._popular))

@@ -1,7 +1,8 @@
-"""The curves of training runs over compute, read from an MLflow database that is never written to."""
+"""The curves of training runs over compute, read from an MLflow database or from their folders, never written to."""
 
 import bz2
 import gzip
+import json
 import math
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -150,8 +151,28 @@ def _served_runs(uri: str, metric: str, experiment: str | None) -> Iterator[_Log
         raise InputError(f"RUNS = {uri!r}: cannot be read ({' '.join(str(error).split())[:200]})") from error
 
 
+def _folder_runs(folder: Path, metric: str) -> Iterator[_Logged]:
+    """Finished runs of this project, each in a folder of its own within `folder`."""
+    for results in sorted(folder.glob("*/results.json")):
+        try:
+            params = json.loads(results.read_text()).get("params", {})
+            records = [json.loads(line) for line in (results.parent / "metrics.jsonl").read_text().splitlines()]
+        except (OSError, ValueError) as error:
+            raise InputError(f"RUNS: {results.parent}: cannot be read as a run's folder ({error})") from error
+        history = {
+            record["epoch"]: math.nan if record["metrics"][metric] is None else record["metrics"][metric]
+            for record in records
+            if record["kind"] == "epoch" and metric in record["metrics"]
+        }
+        yield _Logged(results.parent.name, params, history)
+
+
 def _logged(runs: str, metric: str, experiment: str | None) -> list[_Logged]:
     path = Path(runs.removeprefix("sqlite:///"))
+    if path.is_dir():
+        if experiment is not None:
+            raise InputError(f"EXPERIMENT = {experiment!r}: {path} is a folder of runs, which have no experiments")
+        return list(_folder_runs(path, metric))
     if "://" in runs and not runs.startswith("sqlite:///"):
         return list(_served_runs(runs, metric, experiment))
     if not path.is_file():
@@ -203,8 +224,8 @@ def read_runs(runs: str, metric: str, experiment: str | None = None) -> RunTable
     """Reads the curves of all runs.
 
     Args:
-        runs: file of an MLflow SQLite store of any schema, which may be packed by bzip2 or gzip, or another store's
-            URI.
+        runs: file of an MLflow SQLite store of any schema, which may be packed by bzip2 or gzip, another store's URI,
+            or a folder that holds folders of finished runs.
         metric: of validation, by epoch, such as `valid/ndcg_at_5`.
         experiment: whose runs alone are read; None reads all.
 
@@ -213,7 +234,7 @@ def read_runs(runs: str, metric: str, experiment: str | None = None) -> RunTable
     """
     logged = _logged(runs, metric, experiment)
     if not logged:
-        raise InputError(f"RUNS = {runs!r}: the database holds no run")
+        raise InputError(f"RUNS = {runs!r}: it holds no run")
     first = _first_step(logged)
     curves, skipped, dropped = [], dict[str, list[str]](), dict[str, int]()
     for run in logged:

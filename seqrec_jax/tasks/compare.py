@@ -1,7 +1,7 @@
 """Task: whether one checkpoint is better than another on the same users, or only luckier."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +9,15 @@ import gin
 from rich.console import Console
 from rich.table import Table
 
-from seqrec_jax.data.split import leave_one_out, train_counts
+from seqrec_jax.data.split import Split, leave_one_out, train_counts
+from seqrec_jax.data.store import Dataset
 from seqrec_jax.errors import InputError
 from seqrec_jax.evaluation.intervals import Difference
 from seqrec_jax.evaluation.intervals import compare as compared
 from seqrec_jax.evaluation.ranking import Ranking
 from seqrec_jax.evaluation.slices import slices_of
 from seqrec_jax.files import write_text
-from seqrec_jax.tasks.restored import open_checkpoint, target_ranks
+from seqrec_jax.tasks.restored import open_checkpoint, target_ranks, warn_of_another_split
 from seqrec_jax.training.tracking import Tracker
 
 SUMMARY = "comparison.json"
@@ -40,6 +41,7 @@ def compare(
     checkpoints: Sequence[str] = gin.REQUIRED,
     dataset: str = gin.REQUIRED,
     run_dir: str | None = None,
+    split: Callable[[Dataset], Split] = leave_one_out,
     metric: str = "ndcg_at_10",
     draws: int = 10_000,
     seed: int = 2020,
@@ -50,6 +52,7 @@ def compare(
         checkpoints: the RUN_DIRs of two training runs.
         dataset: dataset folder.
         run_dir: where comparison.json goes, and the folder of a run in MLflow; None writes nothing.
+        split: of the dataset; see pretrain.
         metric: `<metric>_at_<k>` to compare in slices too.
         draws: bootstrap draws of users, and permutations.
         seed: of both.
@@ -70,12 +73,17 @@ def compare(
         raise InputError(f"compare.draws = {draws} is below 100, too few for an interval")
     opened = [open_checkpoint(checkpoint, dataset) for checkpoint in checkpoints]
     data = opened[0].data
-    split = leave_one_out(data)
-    first, second = (target_ranks(of, split.test, ranking) for of in opened)
-    of_metrics = {name: compared(first, second, name, draws, seed) for name in metrics}
+    divided = split(data)
+    for checkpoint in checkpoints:
+        warn_of_another_split(checkpoint)
+    test, counts = divided.test, train_counts(data, divided)
+    first, second = (target_ranks(of, test, ranking, counts) for of in opened)
+    of_metrics = {name: compared(first, second, name, draws, seed, test.users) for name in metrics}
     of_slices = {
-        f"{name} ({inside.sum()} users)": compared(first[inside], second[inside], metric, draws, seed)
-        for name, inside in slices_of(data, split.test, train_counts(data, split)).items()
+        f"{name} ({inside.sum()} targets)": compared(
+            first[inside], second[inside], metric, draws, seed, test.users[inside]
+        )
+        for name, inside in slices_of(data, test, counts).items()
         if inside.any()
     }
     results = {

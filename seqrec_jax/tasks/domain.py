@@ -1,7 +1,7 @@
 """A pre-trained model laid over another dataset: what it reads there, and with which parameters it begins."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,6 @@ from seqrec_jax.data.joined import Joined, is_user_in, join
 from seqrec_jax.data.split import (
     Split,
     TrainingLog,
-    leave_one_out,
     share_of_users,
     training_log,
     without_users,
@@ -22,6 +21,7 @@ from seqrec_jax.errors import InputError
 from seqrec_jax.model.item_encoder import ITEM_ID
 from seqrec_jax.model.recommender import Architecture
 from seqrec_jax.tasks.restored import check_tokenizer
+from seqrec_jax.tasks.settings import check_share
 from seqrec_jax.tasks.training_data import features_of_record
 from seqrec_jax.training.carry import carry
 from seqrec_jax.training.checkpoint import Restored
@@ -99,7 +99,13 @@ def record_on(data: Dataset, pretrained: ModelRecord, architecture: Architecture
 
 
 def open_domain(
-    dataset: str, checkpoint: str, restored: Restored, changes: Mapping[str, Any], users_share: float, seed: int
+    dataset: str,
+    checkpoint: str,
+    restored: Restored,
+    changes: Mapping[str, Any],
+    users_share: float,
+    seed: int,
+    how: Callable[[Dataset], Split],
 ) -> Domain:
     """Opens a small domain for a checkpoint.
 
@@ -110,27 +116,28 @@ def open_domain(
         changes: fields of Architecture.
         users_share: of the users, for training and validation.
         seed: of the share, and of parameters that the checkpoint lacks.
+        how: divides the dataset.
 
     Raises:
         InputError: it was made with another tokenizer, or has nobody to train on or nobody to predict for.
     """
-    if not 0 < users_share <= 1:
-        raise InputError(f"finetune.users_share = {users_share} is not in (0, 1]")
+    check_share("finetune", users_share)
     architecture = changed(restored.record.architecture, changes)
     data = open_dataset(dataset, verify=True)
     if architecture.item_encoder != "id":
         check_tokenizer(data, restored.record, checkpoint)
-    whole = leave_one_out(data)
+    whole = how(data)
     if not len(whole.test.users):
         raise InputError(
-            f"{data.folder}: no user has three interactions, one each to train on, to validate with and to test with; "
+            f"{data.folder}: no user has anything to train on, to validate with and to test with, such as three "
+            "interactions to leave one out of; "
             "rank its items with gin/recommend.gin as they are"
         )
     split = share_of_users(whole, users_share, seed)
     if not len(split.valid.users):
         raise InputError(
-            f"{data.folder}: none of the {100 * users_share:g} % of its {data.n_users} users has three interactions; "
-            "raise finetune.users_share"
+            f"{data.folder}: none of the {100 * users_share:g} % of its {data.n_users} users has anything to validate "
+            "with; raise finetune.users_share"
         )
     record = record_on(data, restored.record, architecture)
     before = restored.record
@@ -139,6 +146,18 @@ def open_domain(
         logging.info("%s: has another catalog, so the checkpoint's item rows are left behind", data.folder)
     start = carry(restored.params, before.architecture, architecture, record.vocab_sizes, seed, same_catalog)
     return Domain(data, split, training_log(data, split), record, features_of_record(data, record), start)
+
+
+class Pretraining(NamedTuple):
+    """What a checkpoint was pre-trained on.
+
+    Attributes:
+        joined: the datasets.
+        split: of their union.
+    """
+
+    joined: Joined
+    split: Split
 
 
 class TrainingSet(NamedTuple):
@@ -201,22 +220,22 @@ def stacked(of_domain: Mapping[str, np.ndarray], of_others: Mapping[str, np.ndar
     return features
 
 
-def with_replay(domain: Domain, pretraining: Joined, pretrained: ModelRecord, share: float) -> TrainingSet:
+def with_replay(domain: Domain, pretraining: Pretraining, pretrained: ModelRecord, share: float) -> TrainingSet:
     """The domain and the pre-training datasets, without the domain's users, each with its own catalog.
 
     Args:
         domain: the small domain.
-        pretraining: the datasets.
+        pretraining: what the checkpoint was pre-trained on.
         pretrained: record of the checkpoint's model.
         share: of each batch's targets that are of pre-training, on average.
     """
-    other = pretraining.whole
+    other = pretraining.joined.whole
     known = domain.data.interactions_table["user_id"].combine_chunks()
-    left = without_users(leave_one_out(other), is_user_in(other, known))
-    joined = join([domain.data, *pretraining.parts])
+    left = without_users(pretraining.split, is_user_in(other, known))
+    joined = join([domain.data, *pretraining.joined.parts])
     lengths = np.concatenate([domain.split.train_lengths, left.train_lengths])
     split = Split(lengths, domain.split.valid, domain.split.test)
-    features = stacked(domain.features, features_of_record(other, pretrained, pretraining.item_starts))
+    features = stacked(domain.features, features_of_record(other, pretrained, pretraining.joined.item_starts))
     groups = joined.groups().clip(max=1)
     domains = joined.domains()
     shares = (1 - share, share)

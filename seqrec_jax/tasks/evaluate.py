@@ -1,7 +1,7 @@
 """Task: rank a dataset's targets by a checkpoint, with what it has to beat beside it, and how sure the figures are."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.table import Table
 
 from seqrec_jax.data.lexical import lexical_vectors
 from seqrec_jax.data.split import Split, Targets, TrainingLog, leave_one_out, training_log
+from seqrec_jax.data.store import Dataset
 from seqrec_jax.data.transitions import count_transitions
 from seqrec_jax.errors import InputError
 from seqrec_jax.evaluation import baselines
@@ -23,7 +24,7 @@ from seqrec_jax.evaluation.slices import gini, slices_of
 from seqrec_jax.evaluation.top_items import top_items
 from seqrec_jax.files import write_text
 from seqrec_jax.model import parameters
-from seqrec_jax.tasks.restored import Opened, open_checkpoint, target_ranker, target_ranks
+from seqrec_jax.tasks.restored import Opened, open_checkpoint, target_ranker, target_ranks, warn_of_another_split
 from seqrec_jax.tasks.tables import results_table
 
 MOST_SCORES = 1_000_000_000
@@ -53,7 +54,8 @@ def baseline_ranks(opened: Opened, split: Split, log: TrainingLog, ranking: Rank
     elif scored > MOST_SCORES:
         logging.warning("%.2g users times items: all baselines but popularity are left out", scored)
     if ranking.n_sampled is not None or scored > MOST_SCORES:
-        return {"popularity": baselines.popularity_ranks(target_ranker(opened, split.test, ranking), log.counts)}
+        ranker = target_ranker(opened, split.test, ranking, log.counts)
+        return {"popularity": baselines.popularity_ranks(ranker, log.counts)}
     texts = [data.tokens(name) for name in data.features]
     vectors = lexical_vectors(texts, data.vocab_size, TEXT_SIZE) if texts else None
     transitions = count_transitions(log, data.catalog_sha256())
@@ -93,12 +95,12 @@ def shown(opened: Opened, targets: Targets, k: int, exclude_seen: bool, seed: in
 def slices_table(slices: Mapping[str, Mapping[str, Any]], k: int) -> Table:
     """A row per slice, for the terminal."""
     table = Table(title="Slices of test")
-    for column in ("", "users", f"Recall@{k}", f"NDCG@{k}", "95 % interval"):
+    for column in ("", "targets", f"Recall@{k}", f"NDCG@{k}", "95 % interval"):
         table.add_column(column, justify="right" if column else "left")
     for name, of in slices.items():
         low, high = of["intervals"][f"ndcg_at_{k}"]
         told = (f"{of[f'recall_at_{k}']:.4f}", f"{of[f'ndcg_at_{k}']:.4f}", f"{low:.4f} to {high:.4f}")
-        table.add_row(name.replace("_", " "), str(of["users"]), *(told if of["users"] else ("", "", "")))
+        table.add_row(name.replace("_", " "), str(of["targets"]), *(told if of["targets"] else ("", "", "")))
     return table
 
 
@@ -107,6 +109,7 @@ def evaluate(
     checkpoint: str = gin.REQUIRED,
     dataset: str = gin.REQUIRED,
     run_dir: str | None = None,
+    split: Callable[[Dataset], Split] = leave_one_out,
     draws: int = 1000,
     seed: int = 2020,
 ) -> dict[str, Any]:
@@ -116,6 +119,7 @@ def evaluate(
         checkpoint: the RUN_DIR of a training run.
         dataset: dataset folder.
         run_dir: where results.json goes; None writes nothing.
+        split: of the dataset; see pretrain.
         draws: bootstrap draws of users, for the intervals.
         seed: of the draws.
 
@@ -126,28 +130,30 @@ def evaluate(
     if draws < 100:
         raise InputError(f"evaluate.draws = {draws} is below 100, too few for an interval")
     opened = open_checkpoint(checkpoint, dataset)
-    data, ranking, split = opened.data, Ranking(), leave_one_out(opened.data)
-    log = training_log(data, split)
+    data, ranking, divided = opened.data, Ranking(), split(opened.data)
+    warn_of_another_split(checkpoint)
+    log, test = training_log(data, divided), divided.test
 
-    def told(ranks: np.ndarray) -> dict[str, Any]:
+    def told(ranks: np.ndarray, users: np.ndarray) -> dict[str, Any]:
         of = summarize(ranks, ranking.ks)
-        return {"users": len(ranks), **of, "intervals": intervals(ranks, of, draws, seed)}
+        return {"targets": len(ranks), **of, "intervals": intervals(ranks, of, draws, seed, users)}
 
-    parts = {"valid": split.valid, "test": split.test}
-    ranks = {name: target_ranks(opened, targets, ranking) for name, targets in parts.items()}
-    ranks_of = baseline_ranks(opened, split, log, ranking)
-    inside = slices_of(data, split.test, log.counts)
+    parts = {"valid": divided.valid, "test": test}
+    ranks = {name: target_ranks(opened, targets, ranking, log.counts) for name, targets in parts.items()}
+    ranks_of = baseline_ranks(opened, divided, log, ranking)
+    inside = slices_of(data, test, log.counts)
     results: dict[str, Any] = {name: summarize(of, ranking.ks) for name, of in ranks.items()}
     results["baselines"] = {name: summarize(of, ranking.ks) for name, of in ranks_of.items()}
     results |= {
         "intervals": {
-            **{name: intervals(of, results[name], draws, seed) for name, of in ranks.items()},
+            **{name: intervals(of, results[name], draws, seed, parts[name].users) for name, of in ranks.items()},
             "baselines": {
-                name: intervals(of, results["baselines"][name], draws, seed) for name, of in ranks_of.items()
+                name: intervals(of, results["baselines"][name], draws, seed, test.users)
+                for name, of in ranks_of.items()
             },
         },
-        "slices": {name: told(ranks["test"][of]) for name, of in inside.items()},
-        "catalog": shown(opened, split.test, ranking.ks[-1], ranking.mask_seen, seed),
+        "slices": {name: told(ranks["test"][of], test.users[of]) for name, of in inside.items()},
+        "catalog": shown(opened, test, ranking.ks[-1], ranking.mask_seen, seed),
         "params_sha256": parameters.sha256(opened.restored.params),
     }
     if run_dir is not None:

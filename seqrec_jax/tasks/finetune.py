@@ -17,8 +17,8 @@ from rich.console import Console
 
 from seqrec_jax.data import format
 from seqrec_jax.data.batches import prefetch
-from seqrec_jax.data.joined import Joined
-from seqrec_jax.data.split import TrainingLog, leave_one_out, training_log
+from seqrec_jax.data.split import Split, TrainingLog, leave_one_out, training_log
+from seqrec_jax.data.store import Dataset
 from seqrec_jax.devices import device_mesh, local_shards, place, replicate, split_rows
 from seqrec_jax.errors import InputError
 from seqrec_jax.evaluation.ranking import Ranking
@@ -29,7 +29,15 @@ from seqrec_jax.losses.negatives import AnyProposal
 from seqrec_jax.losses.proposals.by_count import popularity
 from seqrec_jax.model import parameters
 from seqrec_jax.model.recommender import graph_of
-from seqrec_jax.tasks.domain import Domain, TrainingSet, apart_from_cold, open_domain, with_replay, without_rare_rows
+from seqrec_jax.tasks.domain import (
+    Domain,
+    Pretraining,
+    TrainingSet,
+    apart_from_cold,
+    open_domain,
+    with_replay,
+    without_rare_rows,
+)
 from seqrec_jax.tasks.finetune_stages import STAGES, FineTuning, Settings, with_something_to_train
 from seqrec_jax.tasks.reference_params import reference_params
 from seqrec_jax.tasks.restored import check_tokenizer
@@ -89,7 +97,7 @@ def _check(settings: Settings, pretraining_dataset: str | Sequence[str] | None, 
 
 def _training_set(
     domain: Domain,
-    pretraining: Joined | None,
+    pretraining: Pretraining | None,
     pretrained: ModelRecord,
     replay_share: float,
     row_interactions: int,
@@ -121,12 +129,12 @@ def _tracked(domain: Domain, stages: Sequence[Stage], settings: Settings) -> dic
 
 
 def importance_of(
-    restored: Restored, joined: Joined, domain: Domain, settings: Settings, mesh: Mesh, batch_size: int
+    restored: Restored, pretraining: Pretraining, domain: Domain, settings: Settings, mesh: Mesh, batch_size: int
 ) -> dict[str, jax.Array]:
     """The Fisher information of a checkpoint's parameters on its pre-training dataset, by their names in the domain's
     model; see fisher."""
-    record, data = restored.record, joined.whole
-    split = leave_one_out(data)
+    record, (joined, split) = restored.record, pretraining
+    data = joined.whole
     features = features_of_record(data, record, joined.item_starts)
     domains = joined.domains() if len(joined.parts) > 1 else None
     catalog = replicate(mesh, Catalog(features, settings.proposal(training_log(data, split)), domains))
@@ -151,7 +159,7 @@ def importance_of(
 
 def _held(
     restored: Restored,
-    pretraining: Joined | None,
+    pretraining: Pretraining | None,
     domain: Domain,
     settings: Settings,
     mesh: Mesh,
@@ -196,6 +204,7 @@ def finetune(
     pretraining_dataset: str | Sequence[str] | None = None,
     seed: int = 2020,
     users_share: float = 1.0,
+    split: Callable[[Dataset], Split] = leave_one_out,
     changes: Mapping[str, Any] | None = None,
     penalty: Callable[[], Penalty] | None = None,
     averages: Sequence[float] = (),
@@ -232,6 +241,7 @@ def finetune(
             need it.
         seed: of the users' share, order, dropout, negatives, and what the checkpoint lacks.
         users_share: of the domain's users, for training and validation; test keeps all.
+        split: of the domain and of what was pre-trained on; see pretrain.
         changes: fields of Architecture to change: item_encoder, repeat_offset, transitions, lexical_size,
             hidden_dropout, attention_dropout, id_dropout, token_dropout, attention.
         penalty: holds the parameters near the checkpoint's: `l2_sp` or `ewc`; None for none.
@@ -269,7 +279,7 @@ def finetune(
     _check(settings, pretraining_dataset, replay_share)
     guards, checkpoints, reports, tracker = Guards(), Checkpoints(), Reports(), Tracker()
     mesh, restored = device_mesh(), restore(checkpoint)
-    domain = open_domain(dataset, checkpoint, restored, changes or {}, users_share, seed)
+    domain = open_domain(dataset, checkpoint, restored, changes or {}, users_share, seed, split)
     check_settings(
         "finetune", domain.record.architecture, ranking, settings.objective, valid_metric=valid_metric,
         compute_dtype=compute_dtype, ema_decay=ema_decay, train_batch_size=train_batch_size, eval_every=eval_every,
@@ -278,8 +288,9 @@ def finetune(
     pretraining = None
     if pretraining_dataset is not None:
         folders = [pretraining_dataset] if isinstance(pretraining_dataset, str) else pretraining_dataset
-        pretraining = open_joined(folders)
-        check_tokenizer(pretraining.whole, restored.record, checkpoint)
+        joined = open_joined(folders)
+        pretraining = Pretraining(joined, joined.split(split))
+        check_tokenizer(joined.whole, restored.record, checkpoint)
     training = _training_set(domain, pretraining, restored.record, replay_share, row_interactions, cold_negatives)
     settings = dataclasses.replace(
         settings, train_batch_size=_batch_size(settings, training, domain, mesh, least_steps)
@@ -291,7 +302,7 @@ def finetune(
         config = gin.operative_config_str() + f"{DATA}dataset.sha256 = {domain.data.digest()}\n"
         config += f"{DATA}checkpoint.sha256 = {parameters.sha256(restored.params)}\n"
         if pretraining is not None:
-            config += f"{DATA}pretraining_dataset.sha256 = {pretraining.whole.digest()}\n"
+            config += f"{DATA}pretraining_dataset.sha256 = {pretraining.joined.whole.digest()}\n"
         work = FineTuning(settings, domain, training, ranking, mesh, guards)
         for stage in stages:
             work.compiler(stage, domain.start).prepare(settings.train_batch_size)

@@ -11,7 +11,7 @@ from absl import logging
 from flax import nnx
 from jax.sharding import Mesh
 
-from seqrec_jax.data.split import TrainingLog
+from seqrec_jax.data.split import Targets, TrainingLog, last_training_targets
 from seqrec_jax.data.transitions import count_transitions
 from seqrec_jax.devices import place, replicate
 from seqrec_jax.errors import InputError
@@ -25,6 +25,7 @@ from seqrec_jax.model import parameters
 from seqrec_jax.model.recommender import graph_of
 from seqrec_jax.tasks.compiled_step import StepCompiler
 from seqrec_jax.tasks.domain import Domain, TrainingSet
+from seqrec_jax.tasks.fit_report import TrainMetrics
 from seqrec_jax.tasks.stage import Writing, log_size, train_stage, training_summary
 from seqrec_jax.tasks.training_data import epoch_tokens
 from seqrec_jax.tasks.transfer_report import DomainReport, Origin
@@ -103,13 +104,17 @@ class FineTuning:
         self.transitions = None
         if architecture.transitions:
             self.transitions = count_transitions(domain.log, domain.data.catalog_sha256())
-        valid, test = (
-            TargetRanker(self._graph, domain.data, targets, ranking, architecture.max_length, mesh, self.transitions)
-            for targets in (domain.split.valid, domain.split.test)
-        )
-        self._ranking, self._valid, self.test_ranker = ranking, valid, test
-        self._report = DomainReport(domain.data, domain.split.test, domain.log.counts, test, ranking)
+        self._ranking = ranking
+        self._valid, self.test_ranker = self._ranker(domain.split.valid), self._ranker(domain.split.test)
+        self._report = DomainReport(domain.data, domain.split.test, domain.log.counts, self.test_ranker, ranking)
         self.first = jax.process_index() == 0
+
+    def _ranker(self, targets: Targets) -> TargetRanker:
+        domain, max_length = self._domain, self._domain.record.architecture.max_length
+        return TargetRanker(
+            self._graph, domain.data, targets, self._ranking, max_length, self._mesh, self.transitions,
+            domain.log.counts,
+        )  # fmt: skip
 
     def compiler(self, stage: Stage, start: nnx.State) -> StepCompiler:
         """Makes the step of a stage that begins with these parameters."""
@@ -130,6 +135,11 @@ class FineTuning:
     def validate(self, params: nnx.State) -> dict[str, float]:
         """Metrics on the validation targets."""
         return summarize(self._valid.ranks(params, self._features), self._ranking.ks)
+
+    def train_metrics(self, users: int) -> TrainMetrics:
+        """Metrics on the training targets of at most so many users."""
+        seen = self._ranker(last_training_targets(self._domain.split, users, self._settings.seed))
+        return lambda params: summarize(seen.ranks(params, self._features), self._ranking.ks)
 
     def report(self, params: nnx.State) -> dict[str, Any]:
         """Metrics on test, whole and in slices."""
@@ -166,7 +176,9 @@ class FineTuning:
                         compiled.schedule.learning_rate, costs.compiled_flops(compiled.step),
                         costs.matmul_peak(s.compute_dtype), epoch_tokens(self._training.log, self._training.features),
                     )  # fmt: skip
-                    progress, params = train_stage(compiler, compiled, plan, self.validate, folder, writing, stop)
+                    progress, params = train_stage(
+                        compiler, compiled, plan, self.validate, self.train_metrics, folder, writing, stop
+                    )
                     per_epoch = compiled.batches.steps_per_epoch
                     summary = {"name": stage.name, "epochs": progress.step // per_epoch}
                     summary |= training_summary(progress, compiled.batches.n_targets, per_epoch)

@@ -27,16 +27,27 @@ class PartRankers:
         ranking: the settings.
         max_length: most items of a history.
         mesh: of devices.
+        counts: [n_items + 1] training interactions of each item of the union.
     """
 
     def __init__(
-        self, graph: nnx.GraphDef, joined: Joined, targets: Targets, ranking: Ranking, max_length: int, mesh: Mesh
+        self,
+        graph: nnx.GraphDef,
+        joined: Joined,
+        targets: Targets,
+        ranking: Ranking,
+        max_length: int,
+        mesh: Mesh,
+        counts: np.ndarray,
     ):
         self._joined, self._ks = joined, ranking.ks
         self._rankers = [
-            TargetRanker(graph, data, joined.targets_of(part, targets), ranking, max_length, mesh)
+            TargetRanker(
+                graph, data, joined.targets_of(part, targets), ranking, max_length, mesh,
+                counts=counts[joined.rows_of(part)],
+            )
             for part, data in enumerate(joined.parts)
-        ]
+        ]  # fmt: skip
 
     def _features_of(self, part: int, features: Features) -> Features:
         """What the model reads of one dataset's catalog."""

@@ -14,7 +14,15 @@ from rich.console import Console
 from seqrec_jax.data import format
 from seqrec_jax.data.batches import PackedBatches
 from seqrec_jax.data.joined import Joined
-from seqrec_jax.data.split import TrainingLog, leave_one_out, training_log
+from seqrec_jax.data.split import (
+    Split,
+    Targets,
+    TrainingLog,
+    last_training_targets,
+    leave_one_out,
+    share_of_users,
+    training_log,
+)
 from seqrec_jax.data.store import Dataset
 from seqrec_jax.devices import device_mesh, replicate
 from seqrec_jax.evaluation.ranking import Ranking
@@ -28,9 +36,10 @@ from seqrec_jax.losses.sampled_softmax import sampled_softmax
 from seqrec_jax.model import parameters
 from seqrec_jax.model.recommender import Architecture, graph_of
 from seqrec_jax.tasks.compiled_step import CompiledStep, StepCompiler
+from seqrec_jax.tasks.fit_report import TrainMetrics
 from seqrec_jax.tasks.part_rankers import PartRankers
 from seqrec_jax.tasks.reference_params import reference_params
-from seqrec_jax.tasks.settings import AUTO, check_columns, check_settings
+from seqrec_jax.tasks.settings import AUTO, check_columns, check_settings, check_share
 from seqrec_jax.tasks.stage import Writing, finished_before, log_size, train_stage, training_summary
 from seqrec_jax.tasks.tables import results_table
 from seqrec_jax.tasks.training_data import (
@@ -87,30 +96,40 @@ class _Run:
     ) -> dict[str, Any]:
         """Trains from the start or from the latest checkpoint, evaluates on test, and writes the results."""
         compiler, compiled, path = self._compiler, self._compiled, self._folder.path
-        graph = graph_of(compiler.architecture, compiler.vocab_sizes)
+        params_logged = self._params(compiler.param_shapes(), plan)
         if self._first:
             copy_file(self._joined.parts[0].folder / format.TOKENIZER, path / format.TOKENIZER)
             self._tracker.start(path)
             self._tracker.log_artifact(path / CONFIG)
-            self._tracker.log_params(self._params(compiler.param_shapes(), plan))
+            self._tracker.log_params(params_logged)
         agree(None)
-        valid, test = (
-            PartRankers(graph, self._joined, targets, self._ranking, compiler.architecture.max_length, compiler.mesh)
-            for targets in (compiler.split.valid, compiler.split.test)
-        )
-        features = compiler.catalog.features
+        split, features = compiler.split, compiler.catalog.features
+        valid, test = self._rankers(split.valid), self._rankers(split.test)
+
+        def train_metrics(users: int) -> TrainMetrics:
+            seen = self._rankers(last_training_targets(split, users, compiler.seed))
+            return lambda params: seen.metrics(params, features)
+
         metrics = MetricsLog(path / METRICS_FILE if self._first else None)
         writing = Writing(path, self._record, checkpoints, reports, metrics)
         with self._tracker.until_closed():
             with StopRequests(guards.max_hours) as stop:
                 progress, params = train_stage(
-                    compiler, compiled, plan, lambda params: valid.metrics(params, features), self._folder, writing,
-                    stop,
+                    compiler, compiled, plan, lambda params: valid.metrics(params, features), train_metrics,
+                    self._folder, writing, stop,
                 )  # fmt: skip
-            results = self._results(progress, test, params, metrics)
+            results = self._results(progress, test, params, metrics, params_logged)
         if self._first:
             print_results(results, self._ranking)
         return results
+
+    def _rankers(self, targets: Targets) -> PartRankers:
+        compiler = self._compiler
+        graph = graph_of(compiler.architecture, compiler.vocab_sizes)
+        return PartRankers(
+            graph, self._joined, targets, self._ranking, compiler.architecture.max_length, compiler.mesh,
+            self._log.counts,
+        )  # fmt: skip
 
     def _params(self, params: nnx.State, plan: Plan) -> dict[str, Any]:
         """What MLflow keeps of the run's settings and costs."""
@@ -132,7 +151,12 @@ class _Run:
         }
 
     def _results(
-        self, progress: Progress, rankers: PartRankers, params: nnx.State, metrics: MetricsLog
+        self,
+        progress: Progress,
+        rankers: PartRankers,
+        params: nnx.State,
+        metrics: MetricsLog,
+        params_logged: Mapping[str, Any],
     ) -> dict[str, Any]:
         """Evaluates the best parameters on test, and writes results.json."""
         batches = self._compiled.batches
@@ -140,6 +164,7 @@ class _Run:
         popular = rankers.popularity(self._log.counts)
         best_epoch = progress.best_step // batches.steps_per_epoch
         results = collect_results(self._compiler.data, batches, progress, test, popular)
+        results["params"] = {name: str(value) for name, value in params_logged.items()}
         results["params_sha256"] = parameters.sha256(replicate(self._compiler.mesh, params))
         metrics.add("test", progress.best_step, best_epoch, {f"test/{name}": value for name, value in test.items()})
         if self._first:
@@ -172,6 +197,8 @@ def pretrain(
     dataset_shares: Sequence[float] | None = None,
     negatives_from: str = OWN,
     exclude_users_of: Sequence[str] = (),
+    users_share: float = 1.0,
+    split: Callable[[Dataset], Split] = leave_one_out,
     seed: int = 2020,
     epochs: int = 50,
     train_batch_size: int | str = 128,
@@ -207,7 +234,9 @@ def pretrain(
         negatives_from: of several datasets: `own`, a target competes with the items of its own dataset; `all`.
         exclude_users_of: dataset folders, or text files of an id a line, whose users are left out of training and
             evaluation.
-        seed: of initialisation, order, dropout and negatives.
+        users_share: of the users to train on, drawn at random; validation and test keep all.
+        split: what trains, what is validation and what is test: leave_one_out, by_ratio or global_cut.
+        seed: of initialisation, order, dropout, negatives and the share of the users.
         epochs: at most.
         train_batch_size: targets of a step, about, over all devices; `auto` for the most that fit.
         learning_rate_batch_size: targets of a step that the schedule's learning rate is meant for; other batch sizes
@@ -238,6 +267,7 @@ def pretrain(
         Interrupted: the run was asked to stop; its checkpoint is written.
     """
     architecture, ranking, objective = Architecture(), Ranking(), loss()
+    check_share("pretrain", users_share)
     check_settings(
         "pretrain", architecture, ranking, objective, valid_metric=valid_metric, compute_dtype=compute_dtype,
         ema_decay=ema_decay,
@@ -247,15 +277,17 @@ def pretrain(
     mesh = device_mesh(model_axis=model_axis)
     joined = open_joined([dataset] if isinstance(dataset, str) else dataset, dataset_shares, negatives_from)
     data, several = joined.whole, len(joined.parts) > 1
-    split = without_users_of(leave_one_out(data), data, exclude_users_of)
+    divided = without_users_of(joined.split(split), data, exclude_users_of)
+    if users_share < 1:
+        divided = share_of_users(divided, users_share, seed, validates_all=True)
     features = item_features(data, architecture, max_tokens, joined.item_starts)
-    log = training_log(data, split)
+    log = training_log(data, divided)
     negatives = proposal(log)
     record = model_record(data, architecture, features)
     check_columns(record, architecture, model_axis)
     domains = joined.domains() if several and negatives_from == OWN else None
     compiler = StepCompiler(
-        data=data, split=split, mesh=mesh, architecture=architecture, vocab_sizes=record.vocab_sizes,
+        data=data, split=divided, mesh=mesh, architecture=architecture, vocab_sizes=record.vocab_sizes,
         catalog=replicate(mesh, Catalog(features, negatives, domains)), objective=objective, schedule=schedule,
         optimizer=optimizer, precision=Precision(compute_dtype, accumulation_steps), seed=seed, epochs=epochs,
         loss_positions=loss_positions, rematerialize=rematerialize, ema_decay=ema_decay,

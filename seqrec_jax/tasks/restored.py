@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import gin
 import numpy as np
 from absl import logging
 
@@ -15,7 +16,7 @@ from seqrec_jax.evaluation.ranking import Ranking, TargetRanker
 from seqrec_jax.tasks.training_data import features_of_record
 from seqrec_jax.training.checkpoint import Restored, restore
 from seqrec_jax.training.model_record import ModelRecord
-from seqrec_jax.training.run_dir import TRANSITIONS
+from seqrec_jax.training.run_dir import CONFIG, TRANSITIONS, split_bound
 
 
 class Opened(NamedTuple):
@@ -57,16 +58,18 @@ def open_checkpoint(checkpoint: str, dataset: str) -> Opened:
     return Opened(restored, data, features_of_record(data, record), _transitions(checkpoint, record, data))
 
 
-def target_ranker(opened: Opened, targets: Targets, ranking: Ranking) -> TargetRanker:
-    """A ranker of some of the dataset's targets by the checkpoint's model."""
+def target_ranker(opened: Opened, targets: Targets, ranking: Ranking, counts: np.ndarray) -> TargetRanker:
+    """A ranker of some of the dataset's targets by the checkpoint's model; see TargetRanker."""
     restored, max_length = opened.restored, opened.restored.record.architecture.max_length
-    return TargetRanker(restored.graph, opened.data, targets, ranking, max_length, device_mesh(), opened.transitions)
+    return TargetRanker(
+        restored.graph, opened.data, targets, ranking, max_length, device_mesh(), opened.transitions, counts
+    )
 
 
-def target_ranks(opened: Opened, targets: Targets, ranking: Ranking) -> np.ndarray:
+def target_ranks(opened: Opened, targets: Targets, ranking: Ranking, counts: np.ndarray) -> np.ndarray:
     """Ranks of some of the dataset's targets by the checkpoint: [n] int64, 0 for the top."""
     mesh = device_mesh()
-    ranker = target_ranker(opened, targets, ranking)
+    ranker = target_ranker(opened, targets, ranking, counts)
     return ranker.ranks(replicate(mesh, opened.restored.params), replicate(mesh, opened.features))
 
 
@@ -78,6 +81,19 @@ def _transitions(checkpoint: str, record: ModelRecord, data: Dataset) -> Transit
         return transitions
     logging.warning("%s: has another catalog than the checkpoint's, so its transitions are left out", data.folder)
     return None
+
+
+def warn_of_another_split(checkpoint: str) -> None:
+    """Says so where a checkpoint was trained with another split than the one that is bound, and has been made, now."""
+    config = Path(checkpoint) / CONFIG
+    if not config.exists():
+        return
+    trained, now = split_bound(config.read_text()), split_bound(gin.operative_config_str())
+    if trained != now:
+        told = (", ".join(f"{name} = {value}" for name, value in of.items()) for of in (trained, now))
+        logging.warning(
+            "%s was trained with %s, and is now evaluated with %s: it may know the targets", checkpoint, *told
+        )
 
 
 def check_tokenizer(data: Dataset, record: ModelRecord, checkpoint: str) -> None:

@@ -22,6 +22,16 @@ def check_at_least_one(task: str, **settings: int) -> None:
             raise InputError(f"{task}.{name} = {value} is below 1")
 
 
+def check_share(task: str, users_share: float) -> None:
+    """Refuses a share of the users that is none.
+
+    Raises:
+        InputError: naming the binding.
+    """
+    if not 0 < users_share <= 1:
+        raise InputError(f"{task}.users_share = {users_share} is not in (0, 1]")
+
+
 def check_metric(task: str, name: str, ranking: Ranking) -> None:
     """Refuses a valid_metric that the ranking does not give.
 

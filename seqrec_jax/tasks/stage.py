@@ -11,6 +11,7 @@ from flax import nnx
 
 from seqrec_jax.model import parameters
 from seqrec_jax.tasks.compiled_step import CompiledStep, StepCompiler
+from seqrec_jax.tasks.fit_report import FitReport, TrainMetrics
 from seqrec_jax.training import checkpoint
 from seqrec_jax.training.loop import Trainer
 from seqrec_jax.training.metrics_log import MetricsLog
@@ -47,6 +48,7 @@ def train_stage(
     compiled: CompiledStep,
     plan: Plan,
     validate: Validate,
+    train_metrics: Callable[[int], TrainMetrics],
     folder: RunDir,
     writing: Writing,
     stop: StopRequests,
@@ -58,6 +60,7 @@ def train_stage(
         compiled: the step.
         plan: what to do.
         validate: metrics of parameters.
+        train_metrics: the same on the training targets of at most so many users.
         folder: of the run.
         writing: what to write, and where.
         stop: asks to stop before.
@@ -75,9 +78,12 @@ def train_stage(
     if jax.process_index() == 0:
         checkpoint.put_damaged_aside(writing.path)
     writer = checkpoint.CheckpointWriter(writing.path, writing.record, writing.checkpoints)
+    users = writing.reports.fit_users
+    fit = FitReport(compiler, graph, compiled.batches.rows, users, train_metrics(users)) if users else None
     trainer = Trainer(
         step=compiled.step, state=state, catalog=compiler.catalog, batches=compiled.batches, mesh=compiler.mesh,
-        plan=plan, validate=validate, refresh=make_refresh(graph, compiler.catalog, compiler.mesh, compiler.seed),
+        plan=plan, validate=validate, fit=fit,
+        refresh=make_refresh(graph, compiler.catalog, compiler.mesh, compiler.seed),
         writer=writer, checkpoints=writing.checkpoints, reports=writing.reports, log=writing.metrics,
         run_dir=writing.path, tuning=compiler.tuning,
     )  # fmt: skip

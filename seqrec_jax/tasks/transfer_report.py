@@ -9,14 +9,14 @@ from flax import nnx
 from jax.sharding import Mesh
 from rich.table import Table
 
-from seqrec_jax.data.joined import Joined
-from seqrec_jax.data.split import Targets, leave_one_out
+from seqrec_jax.data.split import Targets, train_counts
 from seqrec_jax.data.store import Dataset
 from seqrec_jax.devices import replicate
 from seqrec_jax.evaluation.metrics import summarize
 from seqrec_jax.evaluation.ranking import Ranking, TargetRanker
 from seqrec_jax.evaluation.slices import SHORT, slices_of
 from seqrec_jax.model.recommender import Architecture, graph_of
+from seqrec_jax.tasks.domain import Pretraining
 from seqrec_jax.tasks.part_rankers import PartRankers
 from seqrec_jax.tasks.training_data import features_of_record
 from seqrec_jax.training.carry import carry
@@ -55,18 +55,20 @@ class Origin:
     """What a model was pre-trained on, to see there what fine-tuning made it forget.
 
     Args:
-        joined: the pre-training datasets.
+        pretraining: the datasets, and their split.
         record: of the pre-trained model.
         ranking: how their test targets are ranked.
         mesh: of devices.
     """
 
-    def __init__(self, joined: Joined, record: ModelRecord, ranking: Ranking, mesh: Mesh):
+    def __init__(self, pretraining: Pretraining, record: ModelRecord, ranking: Ranking, mesh: Mesh):
         self._record, self._mesh = record, mesh
+        joined, split = pretraining
         self._features = features_of_record(joined.whole, record, joined.item_starts)
         graph = graph_of(record.architecture, record.vocab_sizes)
-        targets = leave_one_out(joined.whole).test
-        self._rankers = PartRankers(graph, joined, targets, ranking, record.architecture.max_length, mesh)
+        self._rankers = PartRankers(
+            graph, joined, split.test, ranking, record.architecture.max_length, mesh, train_counts(joined.whole, split)
+        )
 
     def test(self, params: nnx.State, architecture: Architecture) -> dict[str, float]:
         """Metrics of a fine-tuned model there; rows of another catalog's items are left out.

@@ -3,20 +3,18 @@
 import itertools
 import json
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gin
 import numpy as np
-from absl import logging
 from rich.console import Console
 from rich.table import Table
 
 from seqrec_jax.errors import InputError
 from seqrec_jax.files import write_text
-from seqrec_jax.tasks.child import Child, bound, command, tracked_under
+from seqrec_jax.tasks.child import Job, bound, command, run_jobs, tracked_under
 from seqrec_jax.training.run_dir import CONFIG, RESULTS, RunDir
 from seqrec_jax.training.stopping import StopRequests
 from seqrec_jax.training.tracking import Tracker
@@ -24,7 +22,6 @@ from seqrec_jax.training.tracking import Tracker
 RUNS = "runs"
 SUMMARY = "transfer_study.json"
 PLOT = "transfer_study.png"
-SECONDS_BETWEEN_LOOKS = 0.5
 
 
 class Cell(NamedTuple):
@@ -75,48 +72,9 @@ class Study(NamedTuple):
         tracked = tracked_under(self.tracker, self.parent, str(cell))
         return command(gin_file, [*of_method, *self.bindings, *bound(places | tracked)])
 
-    def run(self, cells: Sequence[Cell], processes: int, stop: StopRequests) -> None:
-        """Runs what is left of the cells, some at a time.
-
-        Raises:
-            InputError: a cell failed before any other was finished.
-            Interrupted: the study was asked to stop.
-        """
-        left = [cell for cell in cells if not (cell.run_dir(self.folder) / RESULTS).exists()]
-        done = len(cells) - len(left)
-        shares = _cpu_shares(processes)
-        running: dict[int, tuple[Cell, Child]] = {}
-        while left or running:
-            for place in range(processes):
-                if place not in running and left:
-                    cell = left.pop(0)
-                    running[place] = cell, Child(self.command(cell), cell.run_dir(self.folder), shares[place])
-            if stop.asked:
-                for _, child in running.values():
-                    child.stop()
-                raise stop.reason(done, "run")
-            for place, (cell, child) in list(running.items()):
-                if (status := child.status()) is None:
-                    continue
-                del running[place]
-                if status == 0:
-                    done += 1
-                    logging.info("%d of %d: %s", done, len(cells), cell)
-                    continue
-                if not done:
-                    for _, other in running.values():
-                        other.stop()
-                    raise InputError(f"{cell}: {child.last_line().removeprefix('error: ')}")
-                logging.warning("%s failed: %s", cell, child.last_line())
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-
-
-def _cpu_shares(processes: int) -> list[set[int] | None]:
-    """CPUs for each of several processes, so that they do not wait for one another; None for all."""
-    if processes == 1 or not hasattr(os, "sched_setaffinity"):
-        return [None] * processes
-    cpus = sorted(os.sched_getaffinity(0))
-    return [set(cpus[place::processes]) or None for place in range(processes)]
+    def job(self, cell: Cell) -> Job:
+        """A cell's run."""
+        return Job(str(cell), self.command(cell), cell.run_dir(self.folder))
 
 
 def collect(cells: Sequence[Cell], folder: Path) -> list[dict[str, Any]]:
@@ -279,7 +237,7 @@ def transfer_study(
         study = Study(checkpoint, dataset, pretraining_dataset, methods, bindings, path, tracker, parent)
         with tracker.until_closed():
             with StopRequests(max_hours) as stop:
-                study.run(cells, processes, stop)
+                run_jobs([study.job(cell) for cell in cells], processes, stop)
             rows = collect(cells, path)
             summary = summarize_cells(rows, metric, scratch)
             results = {"metric": metric, "table": summary, "cells": rows}

@@ -1,9 +1,22 @@
 """What a run costs in the reference's unit."""
 
+from typing import NamedTuple
+
 from seqrec_jax.model.recommender import Architecture
 
 
-def forward_multiply_adds(architecture: Architecture, n_features: int, batch_targets: int) -> int:
+class Shape(NamedTuple):
+    """What of an Architecture costs multiply-adds; see there."""
+
+    n_layers: int
+    n_heads: int
+    hidden_size: int
+    inner_size: int
+    embedding_size: int | None
+    max_length: int
+
+
+def forward_multiply_adds(architecture: Architecture | Shape, n_features: int, batch_targets: int) -> int:
     """The reference's `forward_flops`: thop's count for one batch of prefixes padded to max_length.
 
     thop counts multiply-adds of linear maps, and a few operations of LayerNorm and softmax.
@@ -21,7 +34,7 @@ def forward_multiply_adds(architecture: Architecture, n_features: int, batch_tar
 
 
 def total_multiply_adds(
-    architecture: Architecture, n_features: int, batch_targets: int, n_negatives: int, shared: bool
+    architecture: Architecture | Shape, n_features: int, batch_targets: int, n_negatives: int, shared: bool
 ) -> int:
     """The reference's `total_flops`: forward_multiply_adds and the items that the loss encodes."""
     a = architecture

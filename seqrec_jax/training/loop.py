@@ -37,6 +37,7 @@ class Trainer:
         mesh: of devices.
         plan: what to do.
         validate: metrics of parameters, `<metric>_at_<k>`.
+        fit: what else an evaluation tells of parameters; None for nothing.
         refresh: renews the proposal of negatives before every epoch; see make_refresh.
         writer: of checkpoints.
         checkpoints: when to write them.
@@ -56,6 +57,7 @@ class Trainer:
         mesh: Mesh,
         plan: Plan,
         validate: Callable[[nnx.State], Mapping[str, float]],
+        fit: Callable[[nnx.State], Mapping[str, float]] | None,
         refresh: Callable[[nnx.State, Catalog, int], Catalog] | None,
         writer: CheckpointWriter,
         checkpoints: Checkpoints,
@@ -66,6 +68,7 @@ class Trainer:
     ):
         self._step, self._state, self._catalog, self._batches = step, state, catalog, batches
         self._mesh, self._plan, self._validate, self._refresh = mesh, plan, validate, refresh
+        self._fit = fit
         self._writer, self._checkpoints, self._reports, self._log = writer, checkpoints, reports, log
         self._run_dir, self._tuning = run_dir, tuning
         self.progress = Progress()
@@ -266,6 +269,7 @@ class Trainer:
         if evaluated:
             metrics = self._validate(self.params)
             record |= {f"valid/{name}": value for name, value in metrics.items()}
+            record |= {} if self._fit is None else self._fit(self.params)
             p.since_best += 1
             if not p.best_step or metrics[plan.valid_metric] > p.best_metrics[plan.valid_metric]:
                 p.best_step, p.best_metrics, p.since_best = p.step, dict(metrics), 0

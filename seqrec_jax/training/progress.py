@@ -19,14 +19,20 @@ class Reports:
             looked at, as often.
         trace: first and last step, counted from 1, of a profile that is written to RUN_DIR/trace, for Perfetto or
             XProf.
+        fit_users: of whom each evaluation also tells the metrics on train (`train/...`, of their last training
+            interaction) and the loss on valid (`valid/valid_loss`, over the same negatives each time); drawn at random,
+            the same each time. 0 tells neither.
     """
 
     every_steps: int = 100
     trace: tuple[int, ...] = ()
+    fit_users: int = 0
 
     def __post_init__(self):
         if self.every_steps < 1:
             raise InputError(f"Reports.every_steps = {self.every_steps} is below 1")
+        if self.fit_users < 0:
+            raise InputError(f"Reports.fit_users = {self.fit_users} is below 0")
         if self.trace and (len(self.trace) != 2 or not 1 <= self.trace[0] <= self.trace[1]):
             raise InputError(f"Reports.trace = {self.trace} is no pair of a first and a last step, such as (100, 105)")
 

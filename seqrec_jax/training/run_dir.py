@@ -30,7 +30,7 @@ FREE = re.compile(
     r"\w+\.(run_dir|dataset|pretraining_dataset|checkpoint|overwrite|trials|max_hours|processes)"
     r"|pretrain\.model_axis|Guards\.(max_hours|memory_limit)"
     r"|(Checkpoints|Reports|Tracker)\..*"
-    r"|transfer_study\.(shares|seeds)|(run|quickstart|convert|make_shop|scaling_law)\..*"
+    r"|transfer_study\.(shares|seeds)|scaling_study\.(budgets|most_hours)|(run|quickstart|convert|make_shop|scaling_law)\..*"
 )
 """Bindings that may change when a run goes on: where things lie, how much it tells and keeps, how long it may take. The
 dataset is compared by its checksums."""
@@ -71,6 +71,13 @@ def _bindings(config: str) -> dict[str, str]:
     values = {name: " ".join(value.removeprefix("\\").split()) for name, value in values.items()}
     resolved = {name: values.get(value.removeprefix("%"), value) for name, value in values.items() if "." in name}
     return {name: value for name, value in resolved.items() if not FREE.fullmatch(name)}
+
+
+def split_bound(config: str) -> dict[str, str]:
+    """The split that a configuration names and its settings, as they are bound."""
+    values = _bindings(config)
+    name = next((value for name, value in values.items() if name.endswith(".split")), "@leave_one_out")
+    return {"SPLIT": name} | {key: value for key, value in values.items() if key.startswith(f"{name[1:]}.")}
 
 
 def _differences(before: str, now: str) -> str | None:

@@ -203,6 +203,50 @@ def shard_loss(
     return jnp.where(batch.weights > 0, losses * batch.weights, 0).sum()
 
 
+def _keys_and_rows(
+    key: jax.Array, batch: Batch, shard: jax.Array, part: jax.Array | int, shards: int
+) -> tuple[Keys, jax.Array]:
+    """Random keys of a share's targets, and its rows, by their place in the whole batch, as PackedBatches deals them.
+
+    Args:
+        key: of the batch.
+        batch: the share.
+        shard: of the device.
+        part: of the device's share.
+        shards: all parts of all devices.
+    """
+    n_rows, length = batch.inputs.shape
+    rows = jnp.arange(n_rows) * shards + shard + part
+    return Keys(key, rows[batch.slots // length] * length + batch.slots % length), rows
+
+
+def make_valid_loss(
+    graph: nnx.GraphDef, loss: Loss, mesh: Mesh, seed: int, compute_dtype: str | None = None
+) -> jax.stages.Wrapped:
+    """The jitted sum of a batch's losses over all devices, without dropout: params, catalog, step, batch -> [].
+
+    Args:
+        graph: of the recommender.
+        loss: of the targets.
+        mesh: of devices.
+        seed: of the negatives, which depend on it, the step and the place in the batch alone.
+        compute_dtype: see Precision.
+    """
+
+    def over_shard(params, catalog, step, batch):
+        key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), step)
+        keys, _ = _keys_and_rows(key, batch, jax.lax.axis_index(AXES), 0, mesh.size)
+        return jax.lax.psum(shard_loss(graph, loss, params, catalog, batch, keys, None, compute_dtype), AXES)
+
+    def valid_loss(params, catalog, step, batch):
+        in_specs = (specs(mesh, params), REPLICATED, REPLICATED, SPLIT)
+        return jax.shard_map(over_shard, mesh=mesh, in_specs=in_specs, out_specs=REPLICATED, check_vma=False)(
+            params, catalog, step, batch
+        )
+
+    return jax.jit(valid_loss)
+
+
 def make_loss_and_grads(
     graph: nnx.GraphDef, loss: Loss, mesh: Mesh, precision: Precision = FLOAT32, tuning: Tuning | None = None
 ) -> Callable[..., tuple[jax.Array, Any]]:
@@ -228,9 +272,7 @@ def make_loss_and_grads(
 
         def of_part(part: jax.Array, batch: Batch) -> tuple[jax.Array, nnx.State]:
             common = jax.random.fold_in(negatives_key, part) if parts > 1 else negatives_key
-            n_rows, length = batch.inputs.shape
-            rows = jnp.arange(n_rows) * mesh.size * parts + shard * parts + part  # as PackedBatches deals them
-            keys = Keys(common, rows[batch.slots // length] * length + batch.slots % length)
+            keys, rows = _keys_and_rows(common, batch, shard * parts, part, mesh.size * parts)
             noise = None if dropout_key is None else Noise(dropout_key, rows.astype(jnp.uint32))
 
             def share(params):

@@ -10,7 +10,6 @@ import numpy as np
 from seqrec_jax.data.split import TrainingLog
 from seqrec_jax.errors import InputError
 from seqrec_jax.losses.proposals.alias_table import alias_table
-from seqrec_jax.losses.proposals.draws import integers, split_keys, uniforms
 from seqrec_jax.losses.proposals.interface import Observed
 
 LEAST_Q = 1e-16
@@ -32,13 +31,17 @@ class CatalogProposal:
     alias: jax.Array | np.ndarray
     per_target: bool = dataclasses.field(default=False, metadata={"static": True})
 
+    def draw_one(self, key: jax.Array, n: int) -> jax.Array:
+        """n draws with replacement by one key: [n] int32."""
+        cell_key, side_key = jax.random.split(key)
+        cell = jax.random.randint(cell_key, (n,), 0, self.alias.shape[0])
+        side = jax.random.uniform(side_key, (n,))
+        return jnp.where(side < jnp.asarray(self.threshold)[cell], cell + 1, jnp.asarray(self.alias)[cell])
+
     def draw(self, keys: jax.Array, observed: Observed, n: int) -> jax.Array:
         """See Proposal."""
         del observed
-        cell_keys, side_keys = split_keys(keys, 2)
-        cell = integers(cell_keys, n, 0, self.alias.shape[0])
-        side = uniforms(side_keys, n)
-        return jnp.where(side < jnp.asarray(self.threshold)[cell], cell + 1, jnp.asarray(self.alias)[cell])
+        return jax.vmap(lambda key: self.draw_one(key, n))(keys)
 
     def log_q(self, observed: Observed, items: jax.Array) -> jax.Array:
         """See Proposal."""
