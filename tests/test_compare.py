@@ -33,28 +33,44 @@ def two_runs(shop_folder, tmp_path_factory):
 
 
 def test_evaluation_tells_intervals_slices_and_baselines(two_runs, shop_folder, tmp_path, capsys):
-    results = evaluate(two_runs[1], str(shop_folder), run_dir=str(tmp_path / "evaluation"), draws=200)
+    folder = str(tmp_path / "evaluation")
+    results = evaluate(two_runs[1], str(shop_folder), run_dir=folder, draws=200, category="brand", sasrec=two_runs[0])
     assert results == json.loads((tmp_path / "evaluation" / "results.json").read_text())
     low, high = results["intervals"]["test"]["ndcg_at_10"]
     assert low < results["test"]["ndcg_at_10"] < high
-    for names in (("history",), ("head", "middle", "tail", "cold")):
+    for names in (("history",), ("head", "middle", "tail", "cold"), ("brand: ",)):
         slices = [of for name, of in results["slices"].items() if name.startswith(names)]
         users = np.array([of["targets"] for of in slices])
         assert users.sum() == 300
         whole = users @ [of["ndcg_at_10"] for of in slices] / users.sum()
         assert whole == pytest.approx(results["test"]["ndcg_at_10"], abs=1e-12)
     assert list(results["baselines"]) == [
-        "popularity", "recent popularity", "item-to-item transitions", "text neighbours", "transition graph"
+        "popularity", "recent popularity", "item-to-item transitions", "text neighbours", "transition graph",
+        "SASRec, trained",
     ]  # fmt: skip
     assert 0 < results["catalog"]["coverage_at_20"] <= 1
     assert 0 <= results["catalog"]["gini_at_20"] < 1
     printed = capsys.readouterr().out
-    for told in ("95 % interval", "Slices of test", "% of the catalog", "text neighbours"):
+    for told in ("95 % interval", "Slices of test", "% of the catalog", "text neighbours", "brand: others"):
         assert told in printed
 
 
+def test_several_targets_a_user_are_evaluated_and_another_split_is_told(two_runs, shop_folder, caplog):
+    gin.parse_config("evaluate.split = @by_ratio\nby_ratio.test = 0.3")
+    results = evaluate(two_runs[1], str(shop_folder), draws=100)
+    targets = [of["targets"] for name, of in results["slices"].items() if name.startswith("history")]
+    assert sum(targets) > 600
+    assert "was trained with SPLIT = @leave_one_out, and is now evaluated with SPLIT = @by_ratio" in caplog.text
+    assert "by_ratio.test = 0.3" in caplog.text
+
+
+def test_a_column_that_the_catalog_lacks_is_named(two_runs, shop_folder):
+    with pytest.raises(InputError, match=r"evaluate\.category = 'colour': .* only title, brand"):
+        evaluate(two_runs[1], str(shop_folder), draws=100, category="colour")
+
+
 def test_a_sample_of_the_catalog_has_popularity_alone(two_runs, shop_folder):
-    gin.bind_parameter("Ranking.mode", "sampled50")
+    gin.bind_parameter("Ranking.mode", "popular50")
     results = evaluate(two_runs[0], str(shop_folder), draws=100)
     assert list(results["baselines"]) == ["popularity"]
 

@@ -33,6 +33,8 @@ TELLING = 1.96
 """Standard errors by which a form's forecasts must be worse than the best's, for the data to tell them apart."""
 SLIGHT = 0.01
 """Difference of forecasts' errors, in ln of the metric, for which a form of more parameters is not worth having."""
+MATERIAL = 0.03
+"""Difference of forecasts' errors, in ln of the metric, which fewer parameters do not make up for."""
 LEAST_ERROR = 1e-3
 """Added to errors that are set against one another, so that none is nothing."""
 
@@ -231,8 +233,8 @@ def _mean_errors(forecasts: Mapping[str, Sequence[Forecast]]) -> dict[str, float
 def _choose(errors: Mapping[str, float], drawn: Sequence[Mapping[str, float]]) -> tuple[str, dict[str, bool]]:
     """The form chosen, and which forms the data tell from the best.
 
-    Of forms whose forecasts are not told from the best's, and are worse by no more than a standard error or SLIGHT, the
-    first is chosen, which has the fewest parameters.
+    Of forms whose forecasts are not told from the best's, and are worse by no more than SLIGHT, or a standard error if
+    that is less than MATERIAL, the first is chosen, which has the fewest parameters.
     """
     best = min(errors, key=lambda name: errors[name])
     chosen, apart = best, {}
@@ -241,7 +243,8 @@ def _choose(errors: Mapping[str, float], drawn: Sequence[Mapping[str, float]]) -
         chance = _spread(ratios[np.isfinite(ratios)])
         worse = _ratio(errors, name, best)
         apart[name] = worse > TELLING * chance
-        if not apart[name] and (worse <= chance or errors[name] - errors[best] <= SLIGHT):
+        loss = errors[name] - errors[best]
+        if not apart[name] and (loss <= SLIGHT or (worse <= chance and loss <= MATERIAL)):
             chosen = name
     return chosen, apart
 

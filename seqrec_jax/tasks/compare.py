@@ -42,6 +42,7 @@ def compare(
     dataset: str = gin.REQUIRED,
     run_dir: str | None = None,
     split: Callable[[Dataset], Split] = leave_one_out,
+    category: str | None = None,
     metric: str = "ndcg_at_10",
     draws: int = 10_000,
     seed: int = 2020,
@@ -53,6 +54,7 @@ def compare(
         dataset: dataset folder.
         run_dir: where comparison.json goes, and the folder of a run in MLflow; None writes nothing.
         split: of the dataset; see pretrain.
+        category: see evaluate.
         metric: `<metric>_at_<k>` to compare in slices too.
         draws: bootstrap draws of users, and permutations.
         seed: of both.
@@ -83,7 +85,7 @@ def compare(
         f"{name} ({inside.sum()} targets)": compared(
             first[inside], second[inside], metric, draws, seed, test.users[inside]
         )
-        for name, inside in slices_of(data, test, counts).items()
+        for name, inside in slices_of(data, test, counts, category).items()
         if inside.any()
     }
     results = {

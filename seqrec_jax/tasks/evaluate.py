@@ -26,9 +26,11 @@ from seqrec_jax.files import write_text
 from seqrec_jax.model import parameters
 from seqrec_jax.tasks.restored import Opened, open_checkpoint, target_ranker, target_ranks, warn_of_another_split
 from seqrec_jax.tasks.tables import results_table
+from seqrec_jax.tasks.trained_baseline import trained_baseline
 
 MOST_SCORES = 1_000_000_000
 """Users times items above which the baselines that score each user apart are left out."""
+SASREC = "SASRec, trained"
 TEXT_SIZE = 512
 """Numbers that stand for an item's words in the baselines of texts."""
 USERS_SHOWN = 10_000
@@ -109,7 +111,9 @@ def evaluate(
     checkpoint: str = gin.REQUIRED,
     dataset: str = gin.REQUIRED,
     run_dir: str | None = None,
+    sasrec: str | None = None,
     split: Callable[[Dataset], Split] = leave_one_out,
+    category: str | None = None,
     draws: int = 1000,
     seed: int = 2020,
 ) -> dict[str, Any]:
@@ -119,7 +123,10 @@ def evaluate(
         checkpoint: the RUN_DIR of a training run.
         dataset: dataset folder.
         run_dir: where results.json goes; None writes nothing.
+        sasrec: folder of a SASRec to stand beside, which is trained there where it is not yet; see trained_baseline.
+            None leaves it out.
         split: of the dataset; see pretrain.
+        category: column of the catalog to slice by as well, such as 'brand'; None for 'category_1' where there is one.
         draws: bootstrap draws of users, for the intervals.
         seed: of the draws.
 
@@ -141,7 +148,9 @@ def evaluate(
     parts = {"valid": divided.valid, "test": test}
     ranks = {name: target_ranks(opened, targets, ranking, log.counts) for name, targets in parts.items()}
     ranks_of = baseline_ranks(opened, divided, log, ranking)
-    inside = slices_of(data, test, log.counts)
+    if sasrec is not None:
+        ranks_of[SASREC] = target_ranks(trained_baseline(sasrec, dataset), test, ranking, log.counts)
+    inside = slices_of(data, test, log.counts, category)
     results: dict[str, Any] = {name: summarize(of, ranking.ks) for name, of in ranks.items()}
     results["baselines"] = {name: summarize(of, ranking.ks) for name, of in ranks_of.items()}
     results |= {
