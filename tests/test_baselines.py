@@ -1,13 +1,15 @@
+import dataclasses
 import itertools
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from seqrec_jax.data.lexical import lexical_vectors
 from seqrec_jax.data.split import leave_one_out, training_log
 from seqrec_jax.data.transitions import AGE_DECAY, count_transitions
 from seqrec_jax.evaluation import baselines
-from seqrec_jax.evaluation.slices import by_history, by_popularity, gini, slices_of
+from seqrec_jax.evaluation.slices import CATEGORY, by_history, by_popularity, gini, slices_of
 
 
 @pytest.fixture
@@ -106,6 +108,25 @@ def test_rings_come_in_turn(shop, parts, vectors):
     second = [item for item in order[: len(expected)] if ring_of[item] == 1]
     assert second == sorted(rings[1], key=lambda item: -likeness[item])[: len(second)]
     assert not set(order[: len(reached) - 1]) - reached
+
+
+def test_slices_by_category_add_up_to_the_whole_and_name_the_most_frequent(shop, parts):
+    split, log = parts
+    of_item = ["", *("ABCDEFGHIJ"[row % 10] if row % 7 else None for row in range(shop.n_items))]
+    table = shop.items_table.append_column(CATEGORY, pa.array(of_item, pa.string()))
+    with_categories = dataclasses.replace(shop, items_table=table)
+    items = shop.items.take(shop.offsets[split.test.users] + split.test.positions)
+    slices = {
+        name: inside
+        for name, inside in slices_of(with_categories, split.test, log.counts).items()
+        if name.startswith(CATEGORY)
+    }
+    np.testing.assert_array_equal(np.sum(list(slices.values()), 0), 1)
+    assert len(slices) == 8 + 2
+    for name, inside in slices.items():
+        found = {of_item[item] for item in items[inside]}
+        named = name.removeprefix(f"{CATEGORY}: ")
+        assert found == ({None} if named == "none" else {named} if named != "others" else found - {None})
 
 
 def test_slices_by_history_and_by_popularity_each_add_up_to_the_whole(shop, parts):

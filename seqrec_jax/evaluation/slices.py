@@ -14,7 +14,7 @@ HISTORY_LENGTHS = (5, 10, 20, 50)
 """Most items of a history in each slice but the last, which holds the longer ones."""
 SHORT = f"history_1_to_{HISTORY_LENGTHS[0]}"
 """The slice of the shortest histories."""
-CATEGORY = "category_1"
+CATEGORY = "category_l1"
 """Column of a catalog that has categories, as etl makes it of Amazon's."""
 MOST_CATEGORIES = 8
 HEAD, TAIL = 1 / 3, 2 / 3

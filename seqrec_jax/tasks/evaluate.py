@@ -126,7 +126,7 @@ def evaluate(
         sasrec: folder of a SASRec to stand beside, which is trained there where it is not yet; see trained_baseline.
             None leaves it out.
         split: of the dataset; see pretrain.
-        category: column of the catalog to slice by as well, such as 'brand'; None for 'category_1' where there is one.
+        category: column of the catalog to slice by as well, such as 'brand'; None for 'category_l1' where there is one.
         draws: bootstrap draws of users, for the intervals.
         seed: of the draws.
 
