@@ -1,6 +1,7 @@
 import bz2
 import gzip
 import hashlib
+import json
 import math
 
 import mlflow
@@ -129,3 +130,31 @@ def test_a_database_that_is_not_mlflows_or_is_empty_is_refused(tmp_path):
     write_database(tmp_path / "bare.sqlite", [MadeRun({}, {10: 0.1})])
     with pytest.raises(InputError, match="no run can be used; 1 of 1 of them: it has no param n_inters"):
         read_runs(str(tmp_path / "bare.sqlite"), METRIC)
+
+
+def test_a_folder_of_finished_runs_is_read_like_a_database(tmp_path):
+    params = {name: str(value) for name, value in params_of(64, 2, 1000, 4).items()} | {"train_step_flops": "1"}
+    values = [0.1, None, 0.0, 0.3]
+    for name, written in (("a", values), ("unfinished", values[:1])):
+        run = tmp_path / "runs" / name
+        run.mkdir(parents=True)
+        lines = [
+            json.dumps({"kind": "epoch", "step": e, "epoch": e, "time": 0, "metrics": {METRIC: value}})
+            for e, value in enumerate(written, 1)
+        ]
+        step = json.dumps({"kind": "step", "step": 1, "epoch": 1, "time": 0, "metrics": {"step/loss": 1.0}})
+        (run / "metrics.jsonl").write_text("\n".join([step, *lines]) + "\n")
+    (tmp_path / "runs" / "a" / "results.json").write_text(json.dumps({"params": params}))
+    table = read_runs(str(tmp_path / "runs"), METRIC)
+    (curve,) = table.curves
+    assert curve.name == "a"
+    np.testing.assert_array_equal(curve.epochs, [1, 4])
+    np.testing.assert_allclose(curve.compute, [compute_of(params_of(64, 2, 1000, 4), e) for e in (1, 4)])
+    assert table.dropped == {"not finite": 1, "not above 0": 1}
+    with pytest.raises(InputError, match="EXPERIMENT = 'x': .* is a folder of runs"):
+        read_runs(str(tmp_path / "runs"), METRIC, "x")
+    (tmp_path / "runs" / "a" / "metrics.jsonl").write_text("{")
+    with pytest.raises(InputError, match=r"RUNS: .*runs/a: cannot be read as a run's folder"):
+        read_runs(str(tmp_path / "runs"), METRIC)
+    with pytest.raises(InputError, match="it holds no run"):
+        read_runs(str(tmp_path / "runs" / "a"), METRIC)

@@ -10,7 +10,7 @@ import pytest
 from scaling_runs import METRIC, MadeRun, grid_of_runs, params_of, write_database
 
 from seqrec_jax.errors import InputError
-from seqrec_jax.tasks.scaling_law import scaling_law
+from seqrec_jax.tasks.scaling_law import _warn_of_the_impossible, scaling_law
 
 
 def offset_law(compute, params):
@@ -69,6 +69,15 @@ def test_the_analysis_is_kept_in_mlflow(analysis):
     assert run.data.params["law"] == "power_with_offset"
     names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
     assert {"scaling_law.html", "scaling_law.json", "scaling_law.png", "config.gin"} <= names
+
+
+def test_a_law_that_is_taken_too_far_says_so(caplog):
+    rows = [{"budget": 1e15, "metric": 0.9}, {"budget": 1e17, "metric": 1.2}]
+    _warn_of_the_impossible({"metric": "valid/ndcg_at_5", "predictions": rows, "plans": rows[:1]})
+    assert "the law over compute expects a valid/ndcg_at_5 above 1 for 1e+17" in caplog.text
+    caplog.clear()
+    _warn_of_the_impossible({"metric": "valid/valid_loss", "predictions": rows, "plans": rows})
+    assert not caplog.text
 
 
 def test_a_loss_falls_with_compute(tmp_path):

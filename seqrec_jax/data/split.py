@@ -113,7 +113,11 @@ def global_cut(dataset: Dataset, valid: float = 0.1, test: float = 0.1, predicts
         raise InputError(f"global_cut.valid = {valid} and global_cut.test = {test} leave nothing to train on")
     if predicts not in PREDICTED:
         raise InputError(f"global_cut.predicts = {predicts!r} is not one of {', '.join(PREDICTED)}")
-    _check_times(dataset)
+    if not has_times(dataset):
+        raise InputError(
+            f"{dataset.folder}: its timestamps number each user's interactions and are no times that users share, so "
+            "there is no global cut; bind SPLIT = @leave_one_out or @by_ratio"
+        )
     from_valid, from_test = _quantiles(dataset, (1 - valid - test, 1 - test))
     lengths = np.diff(dataset.offsets)
     train, before_test = np.zeros_like(lengths), np.zeros_like(lengths)
@@ -144,16 +148,13 @@ def _timestamps(dataset: Dataset) -> Iterator[tuple[int, np.ndarray, np.ndarray]
         first += len(chunk)
 
 
-def _check_times(dataset: Dataset) -> None:
-    """Refuses timestamps that only number each user's interactions."""
+def has_times(dataset: Dataset) -> bool:
+    """Whether timestamps are times that users share, and do not only number each user's interactions."""
     for _, lengths, times in _timestamps(dataset):
         steps = ranges(np.zeros_like(lengths), lengths)
         if len(times) and not (times - steps == times[0]).all():
-            return
-    raise InputError(
-        f"{dataset.folder}: its timestamps number each user's interactions and are no times that users share, so there "
-        "is no global cut; bind SPLIT = @leave_one_out or @by_ratio"
-    )
+            return True
+    return False
 
 
 SAMPLED_TIMES = 10_000_000

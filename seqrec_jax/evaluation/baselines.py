@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import scipy.sparse
 
-from seqrec_jax.data.split import Split, Targets, TrainingLog, ranges
+from seqrec_jax.data.split import Split, Targets, TrainingLog, has_times, ranges
 from seqrec_jax.data.store import Dataset
 from seqrec_jax.data.transitions import Transitions, recency_weights
 from seqrec_jax.evaluation.ranking import TIE, TargetRanker
@@ -162,12 +162,11 @@ def ranks(scores: Scores, data: Dataset, targets: Targets, counts: np.ndarray, m
 def baselines_of(
     data: Dataset, split: Split, log: TrainingLog, transitions: Transitions, vectors: np.ndarray | None
 ) -> Mapping[str, Scores]:
-    """All of them, by name; those of texts where there are texts."""
-    found = {
-        "popularity": by_item(log.counts),
-        "recent popularity": by_item(recent_counts(data, split)),
-        "item-to-item transitions": by_transitions(transitions),
-    }
+    """All of them, by name; those of texts where there are texts, that of times where there are times."""
+    found = {"popularity": by_item(log.counts)}
+    if has_times(data):
+        found["recent popularity"] = by_item(recent_counts(data, split))
+    found["item-to-item transitions"] = by_transitions(transitions)
     if vectors is not None:
         found |= {"text neighbours": by_text(vectors), "transition graph": by_rings(log, vectors)}
     return found

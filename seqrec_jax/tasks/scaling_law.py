@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from seqrec_jax.errors import InputError
+from seqrec_jax.evaluation.metrics import METRICS
 from seqrec_jax.files import write_text
 from seqrec_jax.scaling.forecast import WITHIN, Study, study_frontier
 from seqrec_jax.scaling.frontier import METHODS, points_of
@@ -95,6 +96,19 @@ def _plans(planner: Planner | None, budgets: Sequence[float], prices: Prices) ->
         else:
             found.append({"budget": budget, **prices.told(budget), **plan})
     return found
+
+
+def _warn_of_the_impossible(results: Mapping[str, Any]) -> None:
+    """Says where a law is taken beyond where it can hold: shares of users or of gain are 1 at most."""
+    if not any(f"{name}_at_" in results["metric"] for name in METRICS):
+        return
+    for what, of in (("law over compute", "predictions"), ("joint law", "plans")):
+        beyond = [row["budget"] for row in results[of] if row["metric"] > 1]
+        if beyond:
+            logging.warning(
+                "the %s expects a %s above 1 for %s, so it does not hold there", what, results["metric"],
+                ", ".join(f"{budget:.3g}" for budget in beyond),
+            )  # fmt: skip
 
 
 def _tables(results: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -285,4 +299,5 @@ def scaling_law(
             for name in (CONFIG, SUMMARY, PAGE, PLOT):
                 tracker.log_artifact(path / name)
     _print(results)
+    _warn_of_the_impossible(results)
     return results

@@ -316,7 +316,7 @@ def _run(
     run_jobs([study.job(cell) for cell in smaller], study.processes, stop)
     forecast = study.forecast(larger, estimate, draws) if larger else None
     if forecast is not None:
-        logging.info("forecast of %d larger runs, written to %s", len(larger), study.folder / FORECAST)
+        logging.info("%s says what is expected of the %d largest runs", study.folder / FORECAST, len(larger))
         run_jobs([study.job(cell) for cell in reversed(larger)], study.processes, stop)
         curves = {curve.name: curve for curve in read_runs(str(study.folder / RUNS), forecast["metric"]).curves}
         forecast = with_outcomes(forecast, curves, 1)
