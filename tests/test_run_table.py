@@ -151,7 +151,7 @@ def test_a_folder_of_finished_runs_is_read_like_a_database(tmp_path):
     np.testing.assert_array_equal(curve.epochs, [1, 4])
     np.testing.assert_allclose(curve.compute, [compute_of(params_of(64, 2, 1000, 4), e) for e in (1, 4)])
     assert table.dropped == {"not finite": 1, "not above 0": 1}
-    with pytest.raises(InputError, match="EXPERIMENT = 'x': .* is a folder of runs"):
+    with pytest.raises(InputError, match=r"EXPERIMENT = 'x': .* is a folder of runs"):
         read_runs(str(tmp_path / "runs"), METRIC, "x")
     (tmp_path / "runs" / "a" / "metrics.jsonl").write_text("{")
     with pytest.raises(InputError, match=r"RUNS: .*runs/a: cannot be read as a run's folder"):
