@@ -15,6 +15,7 @@ from seqrec_jax.data.store import Dataset, open_dataset
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # most of the suite's time is compilation
 jax.config.update("jax_num_cpu_devices", 4)
 
 

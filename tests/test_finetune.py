@@ -196,7 +196,7 @@ def test_bad_input_is_told_in_a_line_before_anything_is_written(checkpoint, mark
     cases = {
         r"holds no checkpoints folder; bind CHECKPOINT": {"checkpoint": str(tmp_path)},
         r"another tokenizer than the checkpoint's; make it again with": {"dataset": other},
-        r"no user has three interactions": {"dataset": str(tmp_path / "nobody")},
+        r"no user has anything to train on": {"dataset": str(tmp_path / "nobody")},
         r"bind PRETRAINING_DATASET": {"penalty": ewc},
         r"full.unfreeze_n_layers = 9, but the checkpoint's model has 1": {
             "method": lambda n: full(n, unfreeze_n_layers=9)

@@ -1,28 +1,27 @@
 """A baseline that is trained where it is not yet."""
 
-import shutil
-
 import gin
 import pytest
 
 from seqrec_jax.errors import InputError
 from seqrec_jax.tasks import child
-from seqrec_jax.tasks.pretrain import pretrain
+from seqrec_jax.tasks import trained_baseline as module
 from seqrec_jax.tasks.trained_baseline import trained_baseline
 
 
 class FakeChild:
-    """A run that lies there already and is copied, or that fails."""
+    """A run that is finished at once, or that fails."""
 
-    made, begun = None, []
+    trains, begun = False, []
 
     def __init__(self, command, run_dir, cpus=None):
         FakeChild.begun.append(command)
-        if FakeChild.made is not None:
-            shutil.copytree(FakeChild.made, run_dir, dirs_exist_ok=True)
+        if FakeChild.trains:
+            run_dir.mkdir()
+            (run_dir / "results.json").write_text("{}")
 
     def status(self):
-        return 2 if FakeChild.made is None else 0
+        return 0 if FakeChild.trains else 2
 
     def stop(self):
         pass
@@ -35,21 +34,19 @@ class FakeChild:
 def fake(monkeypatch):
     monkeypatch.setattr(child, "Child", FakeChild)
     monkeypatch.setattr(child, "SECONDS_BETWEEN_LOOKS", 0.0)
-    FakeChild.made, FakeChild.begun = None, []
+    FakeChild.trains, FakeChild.begun = False, []
     gin.parse_config("Tracker.uri = None")
 
 
-def test_it_is_trained_once_on_the_split_that_is_bound(shop_folder, tmp_path):
-    made = tmp_path / "made"
-    gin.parse_config("Architecture.item_encoder = 'id'\nArchitecture.hidden_size = 8\nsampled_softmax.n_negatives = 9")
-    pretrain(dataset=str(shop_folder), run_dir=str(made), epochs=1, valid_metric="ndcg_at_10", train_batch_size=400)
-    FakeChild.made = made
+def test_it_is_trained_once_on_the_split_that_is_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "open_checkpoint", lambda run_dir, dataset: (run_dir, dataset))
+    FakeChild.trains = True
+    folder = str(tmp_path / "sasrec")
     for _ in range(2):
-        opened = trained_baseline(str(tmp_path / "sasrec"), str(shop_folder))
-        assert opened.restored.record.architecture.item_encoder == "id"
+        assert trained_baseline(folder, "shop") == (folder, "shop")
     (command,) = FakeChild.begun
     assert "--gin_file=gin/sasrec.gin" in command
-    for bound in (f"DATASET = {str(shop_folder)!r}", "SPLIT = @leave_one_out", "Tracker.uri = None"):
+    for bound in ("DATASET = 'shop'", f"RUN_DIR = {folder!r}", "SPLIT = @leave_one_out", "Tracker.uri = None"):
         assert f"--gin_bindings={bound}" in command
 
 
