@@ -13,13 +13,12 @@ from seqrec_jax.training.tracking import Tracker
 RECIPE = "gin/sasrec.gin"
 
 
-def trained_baseline(run_dir: str, dataset: str, recipe: str = RECIPE) -> Opened:
+def trained_baseline(run_dir: str, dataset: str) -> Opened:
     """The baseline of a dataset, with the split that is bound; trained where it is not yet, in a process of its own.
 
     Args:
         run_dir: folder of its run.
         dataset: dataset folder.
-        recipe: Gin file of pretrain.
 
     Raises:
         InputError: the recipe does not fit the dataset.
@@ -28,7 +27,7 @@ def trained_baseline(run_dir: str, dataset: str, recipe: str = RECIPE) -> Opened
     store = {f"Tracker.{key}": repr(value) for key, value in Tracker().store.items()}
     places = {"DATASET": repr(dataset), "RUN_DIR": repr(run_dir)}
     split = split_bound(gin.operative_config_str())
-    job = Job("SASRec", command(recipe, bound(places | split | store)), Path(run_dir))
+    job = Job("SASRec", command(RECIPE, bound(places | split | store)), Path(run_dir))
     with StopRequests() as stop:
         run_jobs([job], 1, stop)
     return open_checkpoint(run_dir, dataset)
