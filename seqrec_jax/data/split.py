@@ -67,11 +67,7 @@ def by_ratio(dataset: Dataset, valid: float = 0.1, test: float = 0.1) -> Split:
     Raises:
         InputError: a share is not in (0, 1), or nothing is left to train on.
     """
-    for name, share in (("valid", valid), ("test", test)):
-        if not 0 < share < 1:
-            raise InputError(f"by_ratio.{name} = {share} is not in (0, 1)")
-    if valid + test >= 1:
-        raise InputError(f"by_ratio.valid = {valid} and by_ratio.test = {test} leave nothing to train on")
+    _check_shares("by_ratio", valid, test)
     lengths = np.diff(dataset.offsets)
     evaluated = lengths >= 3
     n_test, n_valid = (
@@ -79,6 +75,14 @@ def by_ratio(dataset: Dataset, valid: float = 0.1, test: float = 0.1) -> Split:
     )
     train = lengths - n_test - n_valid
     return Split(train, _targets_at(train, n_valid), _targets_at(train + n_valid, n_test))
+
+
+def _check_shares(split: str, valid: float, test: float) -> None:
+    for name, share in (("valid", valid), ("test", test)):
+        if not 0 < share < 1:
+            raise InputError(f"{split}.{name} = {share} is not in (0, 1)")
+    if valid + test >= 1:
+        raise InputError(f"{split}.valid = {valid} and {split}.test = {test} leave nothing to train on")
 
 
 def _targets_at(firsts: np.ndarray, counts: np.ndarray) -> Targets:
@@ -106,11 +110,7 @@ def global_cut(dataset: Dataset, valid: float = 0.1, test: float = 0.1, predicts
     Raises:
         InputError: a setting is wrong, or the dataset's timestamps are no times that users share.
     """
-    for name, share in (("valid", valid), ("test", test)):
-        if not 0 < share < 1:
-            raise InputError(f"global_cut.{name} = {share} is not in (0, 1)")
-    if valid + test >= 1:
-        raise InputError(f"global_cut.valid = {valid} and global_cut.test = {test} leave nothing to train on")
+    _check_shares("global_cut", valid, test)
     if predicts not in PREDICTED:
         raise InputError(f"global_cut.predicts = {predicts!r} is not one of {', '.join(PREDICTED)}")
     if not has_times(dataset):
@@ -121,7 +121,7 @@ def global_cut(dataset: Dataset, valid: float = 0.1, test: float = 0.1, predicts
     from_valid, from_test = _quantiles(dataset, (1 - valid - test, 1 - test))
     lengths = np.diff(dataset.offsets)
     train, before_test = np.zeros_like(lengths), np.zeros_like(lengths)
-    for first, of_users, times in _timestamps(dataset):
+    for first, of_users, times in timestamps(dataset):
         place = slice(first, first + len(of_users))
         bounds = np.concatenate([[0], np.cumsum(of_users)])
         for counts, moment in ((train, from_valid), (before_test, from_test)):
@@ -139,7 +139,7 @@ def _predicted(begins: np.ndarray, ends: np.ndarray, predicts: str) -> Targets:
     return _targets_at(begins, counts if predicts == "all" else np.minimum(counts, 1))
 
 
-def _timestamps(dataset: Dataset) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def timestamps(dataset: Dataset) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """A block of users after the other: the first of them, their lengths, and their timestamps, user by user."""
     first = 0
     for chunk in dataset.interactions_table["timestamps"].chunks:
@@ -150,7 +150,7 @@ def _timestamps(dataset: Dataset) -> Iterator[tuple[int, np.ndarray, np.ndarray]
 
 def has_times(dataset: Dataset) -> bool:
     """Whether timestamps are times that users share, and do not only number each user's interactions."""
-    for _, lengths, times in _timestamps(dataset):
+    for _, lengths, times in timestamps(dataset):
         steps = ranges(np.zeros_like(lengths), lengths)
         if len(times) and not (times - steps == times[0]).all():
             return True
@@ -163,7 +163,7 @@ SAMPLED_TIMES = 10_000_000
 def _quantiles(dataset: Dataset, shares: tuple[float, ...]) -> np.ndarray:
     """Timestamps below which those shares of all interactions lie; of a very large dataset, of evenly spaced ones."""
     step = -(-dataset.n_interactions // SAMPLED_TIMES)
-    times = np.concatenate([times[::step] for _, _, times in _timestamps(dataset)])
+    times = np.concatenate([times[::step] for _, _, times in timestamps(dataset)])
     return np.quantile(times, shares, method="higher")
 
 
@@ -176,9 +176,7 @@ def last_training_targets(split: Split, most: int, seed: int) -> Targets:
         seed: of the draw.
     """
     users = np.flatnonzero(split.train_lengths >= 2)
-    if len(users) > most:
-        users = np.sort(np.random.default_rng(seed).choice(users, most, replace=False))
-    return Targets(users, split.train_lengths[users] - 1)
+    return some_targets(Targets(users, split.train_lengths[users] - 1), most, seed)
 
 
 def some_targets(targets: Targets, most: int, seed: int) -> Targets:

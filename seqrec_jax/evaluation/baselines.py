@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import scipy.sparse
 
-from seqrec_jax.data.split import Split, Targets, TrainingLog, has_times, ranges
+from seqrec_jax.data.split import Split, Targets, TrainingLog, has_times, ranges, timestamps
 from seqrec_jax.data.store import Dataset
 from seqrec_jax.data.transitions import Transitions, recency_weights
 from seqrec_jax.evaluation.ranking import TIE, TargetRanker
@@ -39,8 +39,7 @@ def popularity_ranks(ranker: TargetRanker, counts: np.ndarray) -> np.ndarray:
 def recent_counts(data: Dataset, split: Split) -> np.ndarray:
     """Training interactions of each item among the latest RECENT of all: [n_items + 1] int64."""
     places = ranges(data.offsets[:-1], split.train_lengths)
-    lists = data.interactions_table["timestamps"].chunks
-    times = np.concatenate([chunk.values[: len(chunk.values)].to_numpy() for chunk in lists])[places]
+    times = np.concatenate([of_block for _, _, of_block in timestamps(data)])[places]
     latest = times >= np.quantile(times, 1 - RECENT)
     return np.bincount(data.items.take(places[latest]), minlength=data.n_items + 1)
 

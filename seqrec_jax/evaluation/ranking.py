@@ -69,7 +69,7 @@ class Ranking:
     @property
     def n_sampled(self) -> int | None:
         """Negatives a target; None ranks the whole catalog."""
-        return None if self.mode == "full" else int(self.mode.lstrip("adelmoprsu"))
+        return None if self.mode == "full" else int(re.sub(r"\D", "", self.mode))
 
     @property
     def by_popularity(self) -> bool:

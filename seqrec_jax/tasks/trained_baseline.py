@@ -4,13 +4,13 @@ from pathlib import Path
 
 import gin
 
-from seqrec_jax.tasks.child import Job, bound, command, run_jobs
+from seqrec_jax.tasks.child import Job, bound, command, run_jobs, tracked_under
 from seqrec_jax.tasks.restored import Opened, open_checkpoint
 from seqrec_jax.training.run_dir import split_bound
 from seqrec_jax.training.stopping import StopRequests
 from seqrec_jax.training.tracking import Tracker
 
-RECIPE = "gin/sasrec.gin"
+RECIPE, NAME = "gin/sasrec.gin", "SASRec"
 
 
 def trained_baseline(run_dir: str, dataset: str) -> Opened:
@@ -24,10 +24,10 @@ def trained_baseline(run_dir: str, dataset: str) -> Opened:
         InputError: the recipe does not fit the dataset.
         Interrupted: it was asked to stop; called again, it goes on.
     """
-    store = {f"Tracker.{key}": repr(value) for key, value in Tracker().store.items()}
     places = {"DATASET": repr(dataset), "RUN_DIR": repr(run_dir)}
     split = split_bound(gin.operative_config_str())
-    job = Job("SASRec", command(RECIPE, bound(places | split | store)), Path(run_dir))
+    tracked = tracked_under(Tracker(), None, NAME)
+    job = Job(NAME, command(RECIPE, bound(places | split | tracked)), Path(run_dir))
     with StopRequests() as stop:
         run_jobs([job], 1, stop)
     return open_checkpoint(run_dir, dataset)
