@@ -141,20 +141,17 @@ def export_for_peers(raw: Path, output: Path, folder: Path) -> tuple[Path, Path]
 
 def opening_and_batches(folder: Path) -> dict:
     """What opening a dataset costs, in a process of its own, and how fast an epoch's batches come."""
-    from seqrec_jax.data.split import leave_one_out
     from seqrec_jax.data.store import open_dataset
 
     before, started = psutil.Process().memory_info().rss, time.perf_counter()
     dataset = open_dataset(folder)
     seconds, after = time.perf_counter() - started, psutil.Process().memory_info().rss
 
-    from seqrec_jax.tasks.training_data import training_batches
+    from seqrec_jax.data.batches import training_batches
+    from seqrec_jax.data.corpus import Corpus
 
     started = time.perf_counter()
-    split = leave_one_out(dataset)
-    batches = training_batches(
-        dataset, split, train_batch_size=3_200, loss_positions="all", max_length=50, shards=1, seed=0
-    )
+    batches = training_batches(Corpus(dataset), batch_size=3_200, loss_positions="all", max_length=50, shards=1, seed=0)
     prepare_seconds, started = time.perf_counter() - started, time.perf_counter()
     targets = sum(float(batches.batch(step).weights.sum()) for step in range(batches.steps_per_epoch))
     return {

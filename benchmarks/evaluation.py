@@ -11,6 +11,7 @@ import argparse
 import json
 import multiprocessing
 import resource
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,9 +19,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from seqrec_jax.data import format
-from seqrec_jax.data.split import leave_one_out, train_counts
-from seqrec_jax.data.store import open_dataset
+import seqrec_jax as sr
 
 USERS_PER_BLOCK = 1 << 17
 MEAN_LENGTH = 9
@@ -47,8 +46,11 @@ def _interactions(n_users: int, n_items: int):
 
 def make(folder: str, n_users: int, n_items: int) -> None:
     """Writes a dataset of items without text."""
+    sys.path[:] = [path for path in sys.path if path != str(Path(__file__).parent)]  # whose etl.py hides the package
+    from etl.dataset_writer import write_dataset
+
     items = pa.table({"item_id": ["", *(f"i{i}" for i in range(n_items))]})
-    format.write_dataset(
+    write_dataset(
         Path(folder), _interactions(n_users, n_items), [items], b"", features={}, vocab_size=0, parameters={},
         inputs=[], rejected={},
     )  # fmt: skip
@@ -57,18 +59,16 @@ def make(folder: str, n_users: int, n_items: int) -> None:
 def rank(folder: str, args: argparse.Namespace) -> dict[str, float]:
     """Ranks all test targets once."""
     from seqrec_jax.devices import device_mesh, replicate
-    from seqrec_jax.evaluation.ranking import Ranking, TargetRanker
-    from seqrec_jax.model.recommender import Architecture, build
+    from seqrec_jax.evaluation.ranking import CorpusRanker
 
-    data, mesh = open_dataset(folder), device_mesh()
-    architecture = Architecture(
+    corpus, mesh = sr.Corpus(folder), device_mesh()
+    data = corpus.data
+    architecture = sr.Architecture(
         item_encoder="id", n_layers=2, n_heads=2, hidden_size=args.hidden, inner_size=4 * args.hidden
     )
-    graph, params = build(architecture, {"item_id": data.n_items + 1}, 0)
-    split = leave_one_out(data)
-    ranker = TargetRanker(graph, data, split.test, Ranking(mode=args.mode), 50, mesh, counts=train_counts(data, split))
-    params = replicate(mesh, params)
-    features = replicate(mesh, {"item_id": np.arange(data.n_items + 1, dtype=np.int32)})
+    model = sr.Recommender.create(corpus, architecture, seed=0)
+    ranker = CorpusRanker(model.graph, corpus, corpus.division.test, sr.Ranking(mode=args.mode), mesh)
+    params, features = replicate(mesh, (dict(model.params), model.features(data)))
     started = time.perf_counter()
     ranks = ranker.ranks(params, features)
     seconds = time.perf_counter() - started

@@ -11,63 +11,86 @@ import multiprocessing
 import resource
 import statistics
 import sys
+import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
-import jax
 import numpy as np
+import pyarrow as pa
 
-from seqrec_jax.data import packing
-from seqrec_jax.data.batches import PackedBatches, prefetch
-from seqrec_jax.data.split import Split, Targets, TrainingLog
-from seqrec_jax.devices import device_mesh, replicate, split_rows
+import seqrec_jax as sr
 from seqrec_jax.host_memory import keep_freed_memory
-from seqrec_jax.losses.negatives import AnyProposal, local
-from seqrec_jax.losses.proposals.by_count import popularity
-from seqrec_jax.losses.proposals.knn import knn
-from seqrec_jax.losses.sampled_softmax import sampled_softmax
-from seqrec_jax.model.recommender import Architecture, build
-from seqrec_jax.training.optimizer import adam
-from seqrec_jax.training.refresh import make_refresh
-from seqrec_jax.training.schedules import constant
-from seqrec_jax.training.step import Catalog, TrainState, make_train_step
 
 VOCABULARY, TITLE, LENGTH, USERS = 30_000, 24, 50, 20_000
+ITEMS_PER_BLOCK = 1 << 17
 
 
-def made_up(n_items: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens [n_items + 1, TITLE], users' items one after the other, and their offsets."""
+def _titles(n_items: int):
+    """The catalog in blocks, padding first."""
     rng = np.random.default_rng(0)
-    tokens = rng.zipf(1.2, (n_items + 1, TITLE)) % (VOCABULARY - 1) + 1
-    lengths = rng.integers(5, 40, USERS)
-    items = (rng.zipf(1.1, lengths.sum()) % n_items + 1).astype(np.int32)
-    return tokens.astype(np.uint16), items, np.concatenate([[0], np.cumsum(lengths)])
+    for first in range(0, n_items + 1, ITEMS_PER_BLOCK):
+        n = min(ITEMS_PER_BLOCK, n_items + 1 - first)
+        tokens = (rng.zipf(1.2, n * TITLE) % (VOCABULARY - 1) + 1).astype(np.int32)
+        if not first:
+            tokens[:TITLE] = 0
+        offsets = pa.array(np.arange(n + 1, dtype=np.int32) * TITLE)
+        yield pa.table({
+            "item_id": pa.array([str(first + i) if first + i else "" for i in range(n)]),
+            "title_tokens": pa.ListArray.from_arrays(offsets, pa.array(tokens)),
+            "title": pa.array([""] * n),
+        })  # fmt: skip
 
 
-def measure(proposal: str, args: argparse.Namespace, results: multiprocessing.Queue) -> None:
+def make(folder: str, n_items: int) -> None:
+    """Writes a dataset of made-up titles and users."""
+    sys.path[:] = [path for path in sys.path if path != str(Path(__file__).parent)]  # whose etl.py hides the package
+    from etl.dataset_writer import write_dataset
+
+    rng = np.random.default_rng(0)
+    offsets = np.concatenate([[0], np.cumsum(rng.integers(7, 42, USERS))])
+    items = (rng.zipf(1.1, offsets[-1]) % n_items + 1).astype(np.int32)
+
+    def lists(values, kind):
+        return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values, kind))
+
+    users = pa.table({
+        "user_id": [f"u{i}" for i in range(USERS)], "items": lists(items, pa.int32()),
+        "timestamps": lists(np.arange(offsets[-1]), pa.int64()),
+    })  # fmt: skip
+    write_dataset(
+        Path(folder), [users], _titles(n_items), b"", features={"title": TITLE}, vocab_size=VOCABULARY, parameters={},
+        inputs=[], rejected={},
+    )  # fmt: skip
+
+
+def measure(dataset: str, proposal: str, args: argparse.Namespace, results: multiprocessing.Queue) -> None:
     """Trains for a few steps in this process and reports what it took."""
+    import jax
+
+    from seqrec_jax.data.batches import prefetch
+    from seqrec_jax.devices import device_mesh, split_rows
+    from seqrec_jax.training.compile import StepCompiler, make_catalog
+    from seqrec_jax.training.refresh import make_refresh
+
     keep_freed_memory()
-    tokens, items, offsets = made_up(args.items)
-    lengths, none = np.diff(offsets), Targets(np.zeros(0, np.int64), np.zeros(0, np.int64))
-    windows = packing.all_positions(offsets, Split(lengths, none, none), LENGTH)
-    mesh, rows = device_mesh(), args.batch // LENGTH
-    layout = packing.pack(windows.lengths, args.batch // rows)
-    batches = PackedBatches(items.__getitem__, windows, layout, rows=rows, shards=mesh.size, seed=0)
-    log = TrainingLog(np.bincount(items, minlength=args.items + 1), lambda: iter(()))
-    started = time.perf_counter()
-    negatives: AnyProposal = popularity(log)
-    if proposal == "knn":
-        negatives = knn(log, pool_size=args.pool_size, candidates=args.candidates)
-    table_seconds = time.perf_counter() - started
-    catalog = replicate(mesh, Catalog({"title": tokens}, negatives))
-    architecture = Architecture(
+    corpus, mesh = sr.Corpus(sr.open_dataset(dataset)), device_mesh()
+    architecture = sr.Architecture(
         n_layers=args.layers, n_heads=4, hidden_size=args.hidden, inner_size=args.hidden, max_length=LENGTH
     )
-    graph, params = build(architecture, {"title": VOCABULARY}, seed=0)
-    optimizer = adam(constant(1 << 20))
-    state = replicate(mesh, TrainState(params, optimizer.init(params), np.int32(0)))
-    step = make_train_step(graph, sampled_softmax(args.negatives, local), optimizer, mesh, seed=0)
-    refresh, refresh_seconds = make_refresh(graph, catalog, mesh, seed=0), []
+    knn = partial(sr.knn, pool_size=args.pool_size, candidates=args.candidates)
+    config = sr.TrainConfig(
+        seed=0, schedule=sr.constant, proposal=knn if proposal == "knn" else sr.popularity,
+        loss=partial(sr.sampled_softmax, n_negatives=args.negatives, negatives=sr.local),
+    )  # fmt: skip
+    model = sr.Recommender.create(corpus, architecture, seed=0)
+    started = time.perf_counter()
+    catalog = make_catalog(model, corpus, config, mesh)
+    table_seconds = time.perf_counter() - started
+    compiler = StepCompiler(config, corpus, model.spec, catalog, mesh, model.params)
+    compiled = compiler.compile(args.batch)
+    batches, state = compiled.batches, compiler.init(compiled.optimizer)
+    refresh, refresh_seconds = make_refresh(compiler), []
     times = []
     for epoch in range(2):
         if refresh is not None:
@@ -77,23 +100,16 @@ def measure(proposal: str, args: argparse.Namespace, results: multiprocessing.Qu
         steps = range(epoch * args.steps, (epoch + 1) * args.steps)
         for batch in prefetch(lambda index: split_rows(mesh, batches.batch(index)), steps):
             started = time.perf_counter()
-            state, measures = step(state, catalog, batch)
-            jax.block_until_ready(measures)
+            state, metrics = compiled.step(state, catalog, batch)
+            jax.block_until_ready(metrics)
             times.append(time.perf_counter() - started)
+    seconds = statistics.median(times)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-    seconds = statistics.median(times[1:])  # the first compiles
-    per_step = batches.n_targets / batches.steps_per_epoch
-    results.put(
-        {
-            "proposal": proposal,
-            "step_seconds": seconds,
-            "targets_per_second": per_step / seconds,
-            "table_seconds": table_seconds,
-            "refresh_seconds": refresh_seconds,
-            "peak_gb": peak,
-            "loss": float(measures.loss),
-        }
-    )
+    results.put({
+        "proposal": proposal, "step_seconds": seconds,
+        "targets_per_second": batches.n_targets / batches.steps_per_epoch / seconds, "table_seconds": table_seconds,
+        "refresh_seconds": refresh_seconds, "peak_gb": peak, "loss": float(metrics.loss),
+    })  # fmt: skip
 
 
 def main() -> None:
@@ -113,21 +129,26 @@ def main() -> None:
     print(f"{args.items:,} items, {args.layers} x {args.hidden}, {args.negatives} local negatives")
     print(f"{'':>12} {'step s':>8} {'targets/s':>10} {'table s':>8} {'refresh s':>14} {'peak GB':>8}")
     rows = []
-    for proposal in args.proposal:
-        results = context.Queue()
-        process = context.Process(target=measure, args=(proposal, args, results))
-        process.start()
-        process.join()
-        if process.exitcode:
-            sys.exit(f"{proposal} ended with status {process.exitcode}")
-        row = results.get()
-        rows.append(row)
-        refreshes = ", ".join(f"{seconds:.0f}" for seconds in row["refresh_seconds"]) or "-"
-        print(
-            f"{proposal:>12} {row['step_seconds']:>8.2f} {row['targets_per_second']:>10,.0f} "
-            f"{row['table_seconds']:>8.1f} {refreshes:>14} {row['peak_gb']:>8.2f}",
-            flush=True,
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = f"{folder}/dataset"
+        maker = context.Process(target=make, args=(dataset, args.items))
+        maker.start()
+        maker.join()
+        for proposal in args.proposal:
+            results = context.Queue()
+            process = context.Process(target=measure, args=(dataset, proposal, args, results))
+            process.start()
+            process.join()
+            if process.exitcode:
+                sys.exit(f"{proposal} ended with status {process.exitcode}")
+            row = results.get()
+            rows.append(row)
+            refreshes = ", ".join(f"{seconds:.0f}" for seconds in row["refresh_seconds"]) or "-"
+            print(
+                f"{proposal:>12} {row['step_seconds']:>8.2f} {row['targets_per_second']:>10,.0f} "
+                f"{row['table_seconds']:>8.1f} {refreshes:>14} {row['peak_gb']:>8.2f}",
+                flush=True,
+            )
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2) + "\n")
 

@@ -10,29 +10,15 @@ import argparse
 import json
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
-import gin
 import jax
 import numpy as np
 
+import seqrec_jax as sr
 from seqrec_jax.host_memory import keep_freed_memory
-from seqrec_jax.tasks.pretrain import pretrain
 
-SETTINGS = """
-Architecture.n_layers = 2
-Architecture.hidden_size = 64
-Architecture.inner_size = 128
-Architecture.hidden_dropout = 0.2
-Architecture.attention_dropout = 0.2
-one_cycle.learning_rate = 2e-3
-sampled_softmax.negatives = @shared
-sampled_softmax.n_negatives = 512
-pretrain.stopping_step = 0
-pretrain.optimizer = @adamw
-Checkpoints.every_minutes = 1.0
-Tracker.uri = None
-"""
 COMPILED = "/jax/core/compile/backend_compile_duration"
 SETTLED = 1000
 
@@ -50,13 +36,23 @@ def main() -> None:
         lambda event, seconds, **_: compiled_at.append(time.time()) if event == COMPILED else None
     )
     keep_freed_memory()
-    gin.parse_config(SETTINGS)
+    corpus = sr.Corpus(args.dataset)
+    architecture = sr.Architecture(hidden_size=64, inner_size=128, hidden_dropout=0.2, attention_dropout=0.2)
+    loss = partial(sr.sampled_softmax, n_negatives=512, negatives=sr.shared)
+    settings = sr.RunSettings(checkpoints=sr.Checkpoints(every_minutes=1.0))
+
+    def train(run_dir: str, epochs: int) -> dict:
+        config = sr.TrainConfig(
+            epochs=epochs, train_batch_size=args.batch, eval_every=args.eval_every, stopping_step=0,
+            learning_rate=2e-3, loss=loss, optimizer=sr.adamw,
+        )  # fmt: skip
+        model = sr.Recommender.create(corpus, architecture)
+        return sr.fit(model, corpus, config, run_dir, settings=settings).results["train"]
+
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"dataset": args.dataset, "train_batch_size": args.batch, "eval_every": args.eval_every}
-        probe = pretrain(run_dir=f"{folder}/probe", epochs=1, **settings)
+        steps_per_epoch = train(f"{folder}/probe", 1)["steps"]
         started = time.time()
-        epochs = -(-args.steps // probe["train"]["steps"])
-        train = pretrain(run_dir=f"{folder}/run", epochs=epochs, **settings)["train"]
+        summary = train(f"{folder}/run", -(-args.steps // steps_per_epoch))
         seconds = time.time() - started
         lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
     steps = [record for record in map(json.loads, lines) if record["kind"] == "step"]
@@ -64,16 +60,16 @@ def main() -> None:
     settled_at = next(record["time"] for record in steps if record["step"] >= SETTLED)
     after = [gb for step, gb in memory.items() if step > SETTLED]
     measured = {
-        "steps": train["steps"],
+        "steps": summary["steps"],
         "seconds": seconds,
-        "targets_per_second": train["targets_per_second"],
+        "targets_per_second": summary["targets_per_second"],
         f"memory_gb_after_{SETTLED}_steps": memory[SETTLED],
         "memory_gb_last": after[-1],
         "memory_growth": after[-1] / memory[SETTLED] - 1,
         "memory_growth_of_medians": float(np.median(after[-20:]) / np.median(after[:20]) - 1),
         f"compilations_after_{SETTLED}_steps": sum(settled_at < at < steps[-1]["time"] for at in compiled_at),
-        "share_waiting_for_data": train["seconds_waiting_for_data"] / train["seconds"],
-        "share_waiting_for_checkpoints": train["seconds_waiting_for_checkpoints"] / seconds,
+        "share_waiting_for_data": summary["seconds_waiting_for_data"] / summary["seconds"],
+        "share_waiting_for_checkpoints": summary["seconds_waiting_for_checkpoints"] / seconds,
     }
     for name, value in measured.items():
         print(f"{name:>35} {value:,.4f}" if isinstance(value, float) else f"{name:>35} {value:,}")

@@ -10,74 +10,37 @@ targets less than --batch where windows leave them partly empty; the real number
 import argparse
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 
-import gin
 import numpy as np
-from mlflow import MlflowClient
 
-from seqrec_jax.data.split import leave_one_out
-from seqrec_jax.data.store import open_dataset
+import seqrec_jax as sr
 from seqrec_jax.devices import device_mesh, replicate
 from seqrec_jax.evaluation.metrics import per_user
-from seqrec_jax.evaluation.ranking import Ranking, TargetRanker
+from seqrec_jax.evaluation.ranking import CorpusRanker
 from seqrec_jax.host_memory import keep_freed_memory
-from seqrec_jax.tasks.pretrain import pretrain
-from seqrec_jax.tasks.restored import open_checkpoint
 
 METRIC, K = "ndcg_at_10", 10
 RESAMPLES = 10_000
-SETTINGS = """
-Architecture.n_layers = 2
-Architecture.n_heads = 2
-Architecture.hidden_size = 64
-Architecture.inner_size = 64
-Architecture.hidden_dropout = {dropout}
-Architecture.attention_dropout = {dropout}
-sampled_softmax.negatives = @shared
-sampled_softmax.n_negatives = 300
-adamw.b2 = 0.98
-one_cycle.learning_rate = {learning_rate}
-pretrain.optimizer = @adamw
-pretrain.stopping_step = 0
-pretrain.valid_metric = '{metric}'
-Ranking.ks = ({k},)
-Tracker.uri = '{uri}'
-Tracker.experiment = '{experiment}'
-"""
 
 
-def train(dataset: str, folder: Path, positions: str, seed: int, args: argparse.Namespace) -> dict:
+def train(corpus: sr.Corpus, run_dir: Path, positions: str, seed: int, args: argparse.Namespace) -> dict:
     """A whole run: its curve of validation by targets seen, seconds, and NDCG of every validation user."""
-    uri, experiment = f"sqlite:///{folder}/mlruns.sqlite", f"{positions}-{seed}"
-    gin.clear_config()
-    gin.parse_config(
-        SETTINGS.format(
-            dropout=args.dropout, learning_rate=args.learning_rate, metric=METRIC, k=K, uri=uri, experiment=experiment
-        )
-    )
-    run_dir = str(folder / experiment)
-    results = pretrain(
-        dataset=dataset,
-        run_dir=run_dir,
-        seed=seed,
-        epochs=args.epochs,
-        train_batch_size=args.batch,
-        loss_positions=positions,
-        eval_every=args.eval_every,
-    )
-    client = MlflowClient(uri)
-    experiment_id = client.get_experiment_by_name(experiment).experiment_id
-    history = client.get_metric_history(client.search_runs([experiment_id])[0].info.run_id, f"valid/{METRIC}")
-    targets_per_epoch = results["train"]["targets"] // args.epochs
-
-    restored, data, tokens, _ = open_checkpoint(run_dir, dataset)
+    architecture = sr.Architecture(hidden_dropout=args.dropout, attention_dropout=args.dropout)
+    config = sr.TrainConfig(
+        seed=seed, epochs=args.epochs, train_batch_size=args.batch, eval_every=args.eval_every, stopping_step=0,
+        learning_rate=args.learning_rate, optimizer=partial(sr.adamw, b2=0.98), loss_positions=positions,
+        loss=partial(sr.sampled_softmax, n_negatives=args.negatives, negatives=sr.shared), ranking=sr.Ranking(ks=(K,)),
+    )  # fmt: skip
+    model, results = sr.fit(sr.Recommender.create(corpus, architecture, seed=seed), corpus, config, run_dir)
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    epochs = [record["metrics"] for record in records if record["kind"] == "epoch"]
     mesh = device_mesh()
-    max_length = restored.record.architecture.max_length
-    ranker = TargetRanker(restored.graph, data, leave_one_out(data).valid, Ranking(), max_length, mesh)
-    ranks = ranker.ranks(replicate(mesh, restored.params), replicate(mesh, tokens))
+    ranker = CorpusRanker(model.graph, corpus, corpus.division.valid, config.ranking, mesh)
+    ranks = ranker.ranks(*replicate(mesh, (dict(model.params), model.features(corpus.data))))
     return {
-        "curve": [(point.step * targets_per_epoch, point.value) for point in history],
+        "curve": [(epoch["train/targets"], epoch[f"valid/{METRIC}"]) for epoch in epochs if f"valid/{METRIC}" in epoch],
         "steps": results["train"]["steps"],
         "seconds": results["train"]["seconds"],
         "ndcg": per_user(ranks, K)["ndcg"],
@@ -98,17 +61,19 @@ def main() -> None:
     parser.add_argument("--eval-every", type=int, default=2, help="epochs between evaluations")
     parser.add_argument("--batch", type=int, default=128, help="targets a step")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each scheme; users' scores are averaged")
+    parser.add_argument("--negatives", type=int, default=300, help="shared by a step")
     parser.add_argument("--dropout", type=float, default=0.2)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     keep_freed_memory()
     runs: dict[str, list[dict]] = {"all": [], "last": []}
+    corpus = sr.Corpus(args.dataset)
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(args.seeds):
             for positions, done in runs.items():
-                done.append(train(args.dataset, Path(folder), positions, seed, args))
-    name = open_dataset(args.dataset).name
+                done.append(train(corpus, Path(folder) / f"{positions}-{seed}", positions, seed, args))
+    name = corpus.name
     print(f"{name}: valid {METRIC} by targets seen, {args.batch} targets a step, mean of {args.seeds} seeds")
     print(f"{'targets':>10} {'all':>8} {'last':>8}")
     for place, (targets, _) in enumerate(runs["all"][0]["curve"]):

@@ -8,59 +8,41 @@ One model and schedule for all; the best epoch on validation is ranked on test, 
 import argparse
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import gin
-
-from seqrec_jax.data.store import open_dataset
+import seqrec_jax as sr
 from seqrec_jax.host_memory import keep_freed_memory
-from seqrec_jax.tasks.pretrain import pretrain
 
-SETTINGS = """
-Architecture.n_layers = 2
-Architecture.n_heads = 2
-Architecture.hidden_size = 64
-Architecture.inner_size = 256
-Architecture.hidden_dropout = {dropout}
-Architecture.attention_dropout = {dropout}
-pretrain.optimizer = @adamw
-pretrain.train_batch_size = {batch}
-pretrain.stopping_step = 0
-pretrain.eval_every = 4
-adamw.b2 = 0.98
-one_cycle.learning_rate = {learning_rate}
-Ranking.ks = (10,)
-pretrain.compute_dtype = '{dtype}'
-Tracker.uri = None
-"""
-SHARED = ["sampled_softmax.negatives = @shared", "sampled_softmax.n_negatives = 1024"]
-LOCAL = ["sampled_softmax.negatives = @local", "sampled_softmax.n_negatives = 100"]
+
+def softmax(n: int, negatives: Any = sr.shared, **more: Any) -> dict[str, Any]:
+    """Settings of the sampled softmax."""
+    return {"loss": partial(sr.sampled_softmax, n_negatives=n, negatives=negatives, **more)}
+
+
+LOCAL = softmax(100, sr.local)
 RUNS = {
-    "full softmax": ["pretrain.loss = @full_softmax"],
-    "popularity, 1,024 shared": [*SHARED],
-    "popularity, 256 shared": [SHARED[0], "sampled_softmax.n_negatives = 256"],
-    "popularity, 4,096 shared": [SHARED[0], "sampled_softmax.n_negatives = 4096"],
-    "popularity, unbiased, 1,024 shared": [*SHARED, "sampled_softmax.correct_positive = False"],
-    "popularity, history, 1,024 shared": [
-        *SHARED, "sampled_softmax.correct_positive = False", "sampled_softmax.history_negatives = True",
-    ],
-    "popularity, alpha 0.5, 1,024 shared": [*SHARED, "popularity.alpha = 0.5"],
-    "log_popularity, 1,024 shared": [*SHARED, "pretrain.proposal = @log_popularity"],
-    "uniform, 1,024 shared": [*SHARED, "pretrain.proposal = @uniform"],
-    "positive_mixing, 1,024 shared": [*SHARED, "pretrain.proposal = @positive_mixing"],
-    "popularity, 100 local": [*LOCAL],
-    "uniform, 100 local": [*LOCAL, "pretrain.proposal = @uniform"],
-    "co_counts, 100 local": [*LOCAL, "pretrain.proposal = @co_counts"],
-    "similarity, 100 local": [*LOCAL, "pretrain.proposal = @similarity"],
-    "knn, 100 local": [*LOCAL, "pretrain.proposal = @knn"],
-    "popularity and knn, 100 local": [
-        *LOCAL, "pretrain.proposal = @mixed", "mixed.proposals = (@popularity, @knn)", "mixed.shares = (0.5, 0.5)",
-    ],
-    "gbce, uniform, 256 shared": [
-        "pretrain.loss = @gbce", "gbce.negatives = @shared", "gbce.n_negatives = 256", "pretrain.proposal = @uniform",
-    ],
-    "bce, uniform, 1 local": ["pretrain.loss = @bce", "pretrain.proposal = @uniform"],
-    "bpr, uniform, 1 local": ["pretrain.loss = @bpr", "pretrain.proposal = @uniform"],
+    "full softmax": {"loss": sr.full_softmax},
+    "popularity, 1,024 shared": softmax(1024),
+    "popularity, 256 shared": softmax(256),
+    "popularity, 4,096 shared": softmax(4096),
+    "popularity, unbiased, 1,024 shared": softmax(1024, correct_positive=False),
+    "popularity, history, 1,024 shared": softmax(1024, correct_positive=False, history_negatives=True),
+    "popularity, alpha 0.5, 1,024 shared": {**softmax(1024), "proposal": partial(sr.popularity, alpha=0.5)},
+    "log_popularity, 1,024 shared": {**softmax(1024), "proposal": sr.log_popularity},
+    "uniform, 1,024 shared": {**softmax(1024), "proposal": sr.uniform},
+    "positive_mixing, 1,024 shared": {**softmax(1024), "proposal": sr.positive_mixing},
+    "popularity, 100 local": LOCAL,
+    "uniform, 100 local": {**LOCAL, "proposal": sr.uniform},
+    "co_counts, 100 local": {**LOCAL, "proposal": sr.co_counts},
+    "similarity, 100 local": {**LOCAL, "proposal": sr.similarity},
+    "knn, 100 local": {**LOCAL, "proposal": sr.knn},
+    "gbce, uniform, 256 shared": {
+        "loss": partial(sr.gbce, n_negatives=256, negatives=sr.shared), "proposal": sr.uniform,
+    },
+    "bce, uniform, 1 local": {"loss": sr.bce, "proposal": sr.uniform},
+    "bpr, uniform, 1 local": {"loss": sr.bpr, "proposal": sr.uniform},
 }  # fmt: skip
 
 
@@ -77,15 +59,20 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     keep_freed_memory()
-    lines = []
-    settings = SETTINGS.format(
-        dropout=args.dropout, batch=args.batch, learning_rate=args.learning_rate, dtype=args.compute_dtype
-    )
+    corpus, lines = sr.Corpus(args.dataset), []
+    architecture = sr.Architecture(
+        n_layers=2, n_heads=2, hidden_size=64, inner_size=256, hidden_dropout=args.dropout,
+        attention_dropout=args.dropout,
+    )  # fmt: skip
+    settings = {
+        "seed": args.seed, "epochs": args.epochs, "train_batch_size": args.batch, "stopping_step": 0, "eval_every": 4,
+        "learning_rate": args.learning_rate, "optimizer": partial(sr.adamw, b2=0.98),
+        "ranking": sr.Ranking(ks=(10,)), "compute_dtype": args.compute_dtype,
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         for name in args.runs:
-            gin.clear_config()
-            gin.parse_config(settings + "\n".join(RUNS[name]))
-            results = pretrain(dataset=args.dataset, run_dir=f"{folder}/{name}", seed=args.seed, epochs=args.epochs)
+            model = sr.Recommender.create(corpus, architecture, seed=args.seed)
+            results = sr.fit(model, corpus, sr.TrainConfig(**settings, **RUNS[name]), f"{folder}/{name}").results
             test, train = results["test"], results["train"]
             lines.append(
                 {
@@ -97,8 +84,7 @@ def main() -> None:
                 }
             )
     n_targets = train["targets"] // args.epochs
-    name = open_dataset(args.dataset).name
-    print(f"{name}: {args.epochs} epochs of {n_targets} targets, seed {args.seed}, {args.compute_dtype}, test")
+    print(f"{corpus.name}: {args.epochs} epochs of {n_targets} targets, seed {args.seed}, {args.compute_dtype}, test")
     print(f"{'':>36} {'NDCG@10':>8} {'HR@10':>8} {'targets/s':>10} {'seconds':>8}")
     for line in lines:
         print(

@@ -10,6 +10,7 @@ of so many targets for each of them (weak scaling).
 
 import argparse
 import json
+import math
 import os
 import socket
 import statistics
@@ -18,30 +19,30 @@ import sys
 import tempfile
 from pathlib import Path
 
-from seqrec_jax.data.store import open_dataset
-from seqrec_jax.model import parameters
-from seqrec_jax.model.recommender import Architecture, build
-from seqrec_jax.training.flops import total_multiply_adds
+import seqrec_jax as sr
+from seqrec_jax.items.text import TextTokens
+from seqrec_jax.runs.flops import total_multiply_adds
 
 FLOPS = 400e12
 """Of a GPU, while it trains: two fifths of what an H100 is sold with in bfloat16."""
 LINKS = {8: ("NVLink", 450e9), 64: ("InfiniBand, 400 Gb/s a GPU", 50e9)}
 SHAPES = {
-    "16 x 256, 256, 256 / 300": (Architecture(16, 4, 256, 256, 256), 300),
-    "8 x 256, 1024, 128 / 1,000": (Architecture(8, 4, 256, 1024, 128), 1000),
+    "16 x 256, 256, 256 / 300": (sr.Architecture(16, 4, 256, 256, 256), 300),
+    "8 x 256, 1024, 128 / 1,000": (sr.Architecture(8, 4, 256, 1024, 128), 1000),
 }
 BUSY = 0.9
 VOCABULARY = 30_000
 SETTINGS = """
+include 'gin/base.gin'
 run.task = @pretrain
 Architecture.n_layers = 4
 Architecture.n_heads = 4
 Architecture.hidden_size = 128
 Architecture.inner_size = 128
-one_cycle.learning_rate = 1e-3
+TrainConfig.learning_rate = 1e-3
 sampled_softmax.negatives = @shared
 sampled_softmax.n_negatives = 300
-pretrain.stopping_step = 0
+TrainConfig.stopping_step = 0
 Tracker.uri = None
 """
 
@@ -55,8 +56,9 @@ def batch_for(parameters_: int, flops_per_target: float, devices: int, bytes_per
 def by_formula() -> list[dict]:
     rows = []
     for name, (architecture, negatives) in SHAPES.items():
-        _, params = build(architecture, {"title": VOCABULARY, "brand": VOCABULARY}, seed=0)
-        n = parameters.count(params)
+        features = (TextTokens("title", VOCABULARY, 40), TextTokens("brand", VOCABULARY, 8))
+        shapes = sr.Spec(architecture, features, "").graph().shapes
+        n = sum(math.prod(of.shape) for of in shapes.values())
         # One packed position instead of the reference's prefix of 50, two operations a multiply-add, three passes.
         batch = 1000
         flops = (
@@ -81,8 +83,8 @@ def measured(dataset: str, processes: int, batch: int, epochs: int, folder: Path
     gin_file.write_text(SETTINGS)
     run_dir = folder / f"{processes}_{batch}"
     bindings = {
-        "pretrain.dataset": repr(dataset), "pretrain.run_dir": repr(str(run_dir)), "pretrain.epochs": epochs,
-        "pretrain.eval_every": epochs, "pretrain.train_batch_size": batch * processes,
+        "Corpus.datasets": repr(dataset), "pretrain.run_dir": repr(str(run_dir)), "TrainConfig.epochs": epochs,
+        "TrainConfig.eval_every": epochs, "TrainConfig.train_batch_size": batch * processes,
         "Reports.every_steps": max(1, 10 // processes),
     }  # fmt: skip
     flags = [f"--gin_bindings={name} = {value}" for name, value in bindings.items()]
@@ -120,7 +122,7 @@ def main() -> None:
             f"target; {row['devices']} GPUs, {row['link']}: {row['mb_per_step']:.0f} MB a step, "
             f"{row['targets_per_device']:,.0f} targets a GPU, {row['targets_per_step']:,.0f} a step"
         )
-    name = open_dataset(args.dataset).name
+    name = sr.open_dataset(args.dataset).name
     print(f"Measured, 4 x 128, {name}, one process a core")
     rows = []
     with tempfile.TemporaryDirectory() as folder:

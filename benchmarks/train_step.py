@@ -16,32 +16,24 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from flax import nnx
 
+import seqrec_jax as sr
 from seqrec_jax.data.batches import prefetch
-from seqrec_jax.data.split import leave_one_out, training_log
-from seqrec_jax.data.store import Dataset, open_dataset
-from seqrec_jax.devices import device_mesh, replicate, split_rows
+from seqrec_jax.devices import device_mesh, split_rows
+from seqrec_jax.dropout import DropoutKeys
 from seqrec_jax.host_memory import keep_freed_memory
-from seqrec_jax.losses.negatives import Keys, Predictions, local, shared
-from seqrec_jax.losses.proposals.by_count import popularity
-from seqrec_jax.losses.proposals.interface import Observed
-from seqrec_jax.losses.sampled_softmax import sampled_softmax
-from seqrec_jax.model.dropout import Noise
-from seqrec_jax.model.recommender import Architecture, build, graph_of
-from seqrec_jax.tasks.training_data import item_features, model_record, training_batches
-from seqrec_jax.training.costs import compiled_bytes, compiled_flops, matmul_peak
-from seqrec_jax.training.optimizer import adam
-from seqrec_jax.training.schedules import constant
-from seqrec_jax.training.step import Catalog, Precision, TrainState, make_train_step
+from seqrec_jax.losses.loss import Keys, LossInputs, ModelOutputs
+from seqrec_jax.model import parameters
+from seqrec_jax.runs.costs import compiled_bytes, matmul_peak
+from seqrec_jax.training.compile import StepCompiler, make_catalog
 
-NEGATIVES = {"local": local, "shared": shared}
+NEGATIVES = {"local": sr.local, "shared": sr.shared}
 SHAPES = {  # layers, hidden, inner, embedding, negatives
     "small": (2, 64, 64, 64, 100),
     "medium": (4, 128, 128, 128, 300),
@@ -54,42 +46,29 @@ LAST_FITS_WHOLE = ("small", "medium")
 class Scheme:
     """A compiled training step on batches of one scheme, with its own state."""
 
-    def __init__(self, dataset: Dataset, positions: str, batch: int, shape: str, args: argparse.Namespace):
+    def __init__(self, dataset: str, positions: str, batch: int, shape: str, args: argparse.Namespace):
         layers, hidden, inner, embedding, self.n_negatives = SHAPES[shape]
-        self.mesh, split = device_mesh(), leave_one_out(dataset)
-        architecture = Architecture(
-            n_layers=layers,
-            n_heads=4 if hidden > 64 else 2,
-            hidden_size=hidden,
-            inner_size=inner,
-            embedding_size=embedding,
-            hidden_dropout=args.dropout,
-            attention_dropout=args.dropout,
-        )
-        self.batches = training_batches(
-            dataset,
-            split,
-            train_batch_size=batch,
-            loss_positions=positions,
-            max_length=architecture.max_length,
-            shards=self.mesh.size,
-            seed=0,
-        )
-        features = item_features(dataset, architecture)
-        self.catalog = replicate(self.mesh, Catalog(features, popularity(training_log(dataset, split))))
-        record = model_record(dataset, architecture, features)
-        _, params = build(architecture, record.vocab_sizes, 0)
-        self.graph = graph_of(architecture, record.vocab_sizes, args.rematerialize)
-        self.n_params = sum(array.size for array in jax.tree.leaves(params))
-        self.optimizer = adam(constant(1 << 20))
-        self.state = replicate(self.mesh, TrainState(params, self.optimizer.init(params), np.int32(0)))
-        self.loss = sampled_softmax(self.n_negatives, NEGATIVES[args.negatives])
-        step = make_train_step(
-            self.graph, self.loss, self.optimizer, self.mesh, 0, Precision(args.compute_dtype, args.accumulation_steps)
-        )
+        self.mesh, corpus = device_mesh(), sr.Corpus(dataset)
+        architecture = sr.Architecture(
+            n_layers=layers, n_heads=4 if hidden > 64 else 2, hidden_size=hidden, inner_size=inner,
+            embedding_size=embedding, hidden_dropout=args.dropout, attention_dropout=args.dropout,
+        )  # fmt: skip
+        config = sr.TrainConfig(
+            seed=0, loss=partial(sr.sampled_softmax, n_negatives=self.n_negatives, negatives=NEGATIVES[args.negatives]),
+            schedule=sr.constant, loss_positions=positions, compute_dtype=args.compute_dtype,
+            rematerialize=args.rematerialize, accumulation_steps=args.accumulation_steps,
+        )  # fmt: skip
+        model = sr.Recommender.create(corpus, architecture, seed=0)
+        self.catalog = make_catalog(model, corpus, config, self.mesh)
+        compiler = StepCompiler(config, corpus, model.spec, self.catalog, self.mesh, model.params)
+        self.graph, self.loss, self.n_params = compiler.graph, compiler.loss, parameters.count(model.params)
         started = time.perf_counter()
-        self.step = step.lower(self.state, self.catalog, self._batch(0)).compile()
+        compiled = compiler.compile(batch)
         self.compile_seconds = time.perf_counter() - started
+        self.batches, self.optimizer, self.step, self.flops = (
+            compiled.batches, compiled.optimizer, compiled.step, compiled.flops
+        )  # fmt: skip
+        self.state = compiler.init(self.optimizer)
         self.next, self.step_seconds = 0, 0.0
         self.step_seconds = min(self.run(0.0), self.run(0.0))
 
@@ -111,46 +90,44 @@ class Scheme:
         n_steps = max(1, round(seconds / self.step_seconds)) if seconds else 1
         started = time.perf_counter()
         for batch in prefetch(self._batch, range(self.next, self.next + n_steps)):
-            self.state, measures = self.step(self.state, self.catalog, batch)
-        jax.block_until_ready(measures)
+            self.state, metrics = self.step(self.state, self.catalog, batch)
+        jax.block_until_ready(metrics)
         self.next += n_steps
         return (time.perf_counter() - started) / n_steps
 
     def parts(self) -> dict[str, float]:
         """Share of the step's time that each part takes, each timed alone, with its gradient."""
         batch, params = jax.tree.map(jnp.asarray, self.batches.batch(0)), self.state.params
-        noise = Noise(jax.random.key(0), jnp.arange(len(batch.inputs), dtype=jnp.uint32))
+        dropout = DropoutKeys(jax.random.key(0), jnp.arange(len(batch.inputs), dtype=jnp.uint32))
         keys = Keys(jax.random.key(1), jnp.arange(len(batch.targets)))
-        observed = Observed(batch.items[batch.targets], batch.slots, batch.items[batch.inputs], batch.positions)
-        drawn = self.loss.draw(keys, observed, self.catalog.proposal)
+        inputs = LossInputs(batch.items[batch.targets], batch.slots, batch.items[batch.inputs], batch.positions)
+        drawn = self.loss.draw(keys, inputs, self.catalog.proposal)
 
         def encode(params):
             items = jnp.concatenate([batch.items, drawn[0]]) if len(drawn) == 1 else batch.items
             features = {name: values[items] for name, values in self.catalog.features.items()}
-            return nnx.merge(self.graph, params).encode_items(features)
+            return self.graph.merge(params).encode_items(features)
 
         embeddings = encode(params)
 
         def sequences(params, embeddings):
-            model = nnx.merge(self.graph, params)
-            return model.encode_sequences(embeddings[batch.inputs], batch.segments, batch.positions, noise)
+            network = self.graph.merge(params)
+            return network.encode_sequences(embeddings[batch.inputs], batch.segments, batch.positions, dropout)
 
         def losses(hidden, embeddings):
             shared_rows = len(batch.items) + jnp.arange(drawn.size)[None]
-            rows = shared_rows if len(drawn) == 1 else drawn % len(embeddings)
-            outputs = hidden.reshape(-1, hidden.shape[-1])[batch.slots]
-            predictions = Predictions(
-                observed=observed,
+            outputs = ModelOutputs(
+                inputs=inputs,
                 hidden=hidden,
-                inputs=embeddings[batch.inputs],
-                outputs=outputs,
+                input_embeddings=embeddings[batch.inputs],
+                outputs=hidden.reshape(-1, hidden.shape[-1])[batch.slots],
                 target_embeddings=embeddings[batch.targets],
                 n_items=self.catalog.n_items,
                 embeddings=embeddings,
                 drawn=drawn,
-                drawn_rows=rows,
+                drawn_rows=shared_rows if len(drawn) == 1 else drawn % len(embeddings),
             )
-            return self.loss.losses(keys, predictions, self.catalog.proposal)
+            return self.loss.losses(keys, outputs, self.catalog.proposal)
 
         def update(params, optimizer):
             updates, optimizer = self.optimizer.update(params, optimizer, params)
@@ -183,7 +160,7 @@ def measure(shape: str, positions: str, args: argparse.Namespace) -> dict:
     """What a scheme takes at a shape, in this process."""
     keep_freed_memory()
     batch = args.batch if positions == "all" or shape in LAST_FITS_WHOLE else args.last_batch
-    scheme = Scheme(open_dataset(args.dataset), positions, batch, shape, args)
+    scheme = Scheme(args.dataset, positions, batch, shape, args)
     step = statistics.median(scheme.run(args.seconds) for _ in range(args.turns))
     return {
         "shape": shape,
@@ -193,7 +170,7 @@ def measure(shape: str, positions: str, args: argparse.Namespace) -> dict:
         "targets_per_second": scheme.targets_per_step / step,
         "step_ms": 1e3 * step,
         "memory_gb": scheme.memory_gb,
-        "flops_per_target": compiled_flops(scheme.step) / scheme.targets_per_step,
+        "flops_per_target": scheme.flops / scheme.targets_per_step,
         "compile_seconds": scheme.compile_seconds,
         "fill": scheme.batches.packing.fill,
         "parts": scheme.parts() if positions == "all" else None,
@@ -223,7 +200,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     keep_freed_memory()
-    dataset, peak = open_dataset(args.dataset), matmul_peak(args.compute_dtype)
+    dataset, peak = sr.open_dataset(args.dataset), matmul_peak(args.compute_dtype)
     print(
         f"{dataset.name}, {args.negatives} negatives, {args.compute_dtype}, jax {jax.__version__}, "
         f"{jax.device_count()} x {jax.devices()[0].device_kind} ({platform.machine()}), "

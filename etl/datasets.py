@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from etl import tokenizer
+from etl import dataset_writer, tokenizer
 from etl.arrow_files import read_table
 from etl.by_user import sequences_by_first_appearance
 from etl.catalog import Catalog, items_table, items_tables
@@ -26,7 +26,7 @@ class Provenance:
     Attributes:
         tokenizer: the SentencePiece model's file.
         parameters: of the pipeline.
-        inputs: the raw files, as `format.input_record` gives them.
+        inputs: the raw files, as `dataset_writer.input_record` gives them.
         rejected: interactions left out before, by reason.
     """
 
@@ -46,7 +46,7 @@ def _write(
     items_without_text: int | None = None,
 ) -> dict[str, Any]:
     model = tokenizer.load(provenance.tokenizer)
-    return format.write_dataset(
+    return dataset_writer.write_dataset(
         output,
         interactions,
         items,

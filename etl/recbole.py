@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from absl import logging
 
-from etl import tokenizer
+from etl import dataset_writer, tokenizer
 from etl.by_user import sequences_by_first_appearance
 from etl.catalog import items_table, padding_row
 from etl.raw import atomic_files
@@ -98,7 +98,7 @@ def convert(
     Raises:
         InputError: a file is missing or malformed; the message names file, line and column. Nothing is written.
     """
-    format.check_output(Path(output))
+    dataset_writer.check_output(Path(output))
     inter_path = atomic_files.find(Path(source), ".inter")
     text_tokenizer = None if tokenizer_from is None else tokenizer.load(Path(tokenizer_from))
     texts: dict[str, list[str]]
@@ -119,7 +119,7 @@ def convert(
     if text_tokenizer is not None:
         tokens = {name: text_tokenizer.encode(column, features[name]) for name, column in normalized.items()}
     items = _items_table(item_ids, texts, tokens)
-    manifest = format.write_dataset(
+    manifest = dataset_writer.write_dataset(
         Path(output),
         [interactions],
         [padding_row(items.schema), items],
@@ -127,9 +127,15 @@ def convert(
         features=features,
         vocab_size=0 if text_tokenizer is None else text_tokenizer.vocab_size,
         parameters={"pipeline": "recbole", "vocab_size": vocab_size, "trained_tokenizer": tokenizer_from is None},
-        inputs=[format.input_record(path) for path in inputs],
+        inputs=[dataset_writer.input_record(path) for path in inputs],
         rejected=rejected | rejected_items,
     )
+    _log(output, manifest, texts)
+    return manifest
+
+
+def _log(output: str, manifest: Mapping[str, Any], texts: Mapping[str, list[str]]) -> None:
+    """Says what the dataset holds, and what it lacks."""
     counts = manifest["counts"]
     logging.info(
         "%s: %d users, %d items, %d interactions", output, *(counts[n] for n in ("users", "items", "interactions"))
@@ -139,4 +145,3 @@ def convert(
             logging.info("%s: %d items without %s, kept as %r", output, unknown, name, tokenizer.UNKNOWN)
     for reason, number in manifest["rejected"].items():
         logging.warning("%s: %d rows left out: %s", output, number, reason)
-    return manifest

@@ -1,60 +1,15 @@
-"""Text to token ids: SRT's normalisation and a SentencePiece BPE model."""
+"""Tokenizers for datasets: trained on texts, or read from a file, a dataset or a run."""
 
 import io
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import sentencepiece
 
 from seqrec_jax.errors import InputError
+from seqrec_jax.items.tokenizer import UNKNOWN, Tokenizer, normalize, words
 
-UNKNOWN = "unknown"
-_WORDS = re.compile(r"\w+")
-_ASCII_WORDS = str.maketrans({chr(i): chr(i).lower() if _WORDS.match(chr(i)) else " " for i in range(128)})
-
-
-def words(text: str) -> list[str]:
-    """Lower-cased `\\w+` words; `unknown` where there is none."""
-    if text.isascii():  # The same, several times as fast.
-        return text.translate(_ASCII_WORDS).split() or [UNKNOWN]
-    return _WORDS.findall(text.lower()) or [UNKNOWN]
-
-
-def normalize(text: str) -> str:
-    """Lower-cased `\\w+` words joined by blanks; `unknown` where none is left."""
-    return " ".join(words(text))
-
-
-class Tokenizer:
-    """A SentencePiece model whose token id 0 is padding.
-
-    A model trained elsewhere may give id 0 to a real piece; all its ids are then raised by one.
-
-    Args:
-        model: the serialized SentencePiece model.
-
-    Raises:
-        InputError: it is no such model.
-    """
-
-    def __init__(self, model: bytes, source: str = "tokenizer"):
-        self.model = model
-        try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except (RuntimeError, TypeError) as error:
-            raise InputError(f"{source}: is no SentencePiece model; bind TOKENIZER to a .model file") from error
-        self._shift = 0 if self._processor.pad_id() == 0 else 1
-
-    @property
-    def vocab_size(self) -> int:
-        """Token ids lie in [0, vocab_size)."""
-        return self._processor.get_piece_size() + self._shift
-
-    def encode(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
-        """Token ids of each normalised text, cut to max_tokens."""
-        pieces = self._processor.encode(list(texts), out_type=int)
-        return [[piece + self._shift for piece in text[:max_tokens]] for text in pieces]
+__all__ = ["UNKNOWN", "Tokenizer", "file_of", "load", "normalize", "train", "words"]
 
 
 def file_of(path: Path) -> Path:

@@ -4,6 +4,7 @@ The mesh has two axes. Rows of a batch are divided over both. Parameters are rep
 tables and their optimizer state, whose columns are divided over `model`.
 """
 
+from collections.abc import Collection
 from typing import Any, TypeVar
 
 import jax
@@ -24,45 +25,39 @@ Tree = TypeVar("Tree")
 
 
 def device_mesh(devices: list[jax.Device] | None = None, model_axis: int = 1) -> Mesh:
-    """A mesh over the given devices, or over all of all hosts.
-
-    Args:
-        devices: in order; None for all.
-        model_axis: devices among which the tables' columns are divided.
-
-    Raises:
-        InputError: the devices do not divide by model_axis.
-    """
+    """A mesh over the given devices, or over all of all hosts, model_axis of which share the columns of each table."""
     every = np.array(jax.devices() if devices is None else devices)
     if model_axis < 1 or len(every) % model_axis:
-        raise InputError(f"pretrain.model_axis = {model_axis} does not divide the {len(every)} devices")
+        raise InputError(f"RunSettings.model_axis = {model_axis} does not divide the {len(every)} devices")
     return Mesh(every.reshape(-1, model_axis), AXES)
 
 
-def _is_table(path: tuple, leaf: Any) -> bool:
-    names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-    return "tables" in names and np.ndim(leaf) == 2
+def _is_table(path: tuple, leaf: Any, tables: Collection[str]) -> bool:
+    return np.ndim(leaf) == 2 and any(getattr(key, "key", None) in tables for key in path)
 
 
-def specs(mesh: Mesh, tree: Tree) -> Tree:
-    """The PartitionSpec of every array of a parameter tree, or of an optimizer's state for one."""
+def specs(mesh: Mesh, tree: Tree, tables: Collection[str] = ()) -> Tree:
+    """The PartitionSpec of every array of a tree of parameters by name, or of an optimizer's state for one.
+
+    `tables` names the parameters whose columns are divided over the mesh's model axis.
+    """
 
     def of_leaf(path: tuple, leaf: Any) -> PartitionSpec:
-        return TABLE_COLUMNS if mesh.shape[MODEL_AXIS] > 1 and _is_table(path, leaf) else REPLICATED
+        return TABLE_COLUMNS if mesh.shape[MODEL_AXIS] > 1 and _is_table(path, leaf, tables) else REPLICATED
 
     return jax.tree_util.tree_map_with_path(of_leaf, tree)
 
 
-def shardings(mesh: Mesh, tree: Tree) -> Tree:
-    """The NamedSharding of every array of a parameter tree, or of an optimizer's state for one."""
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(mesh, tree))
+def shardings(mesh: Mesh, tree: Tree, tables: Collection[str] = ()) -> Tree:
+    """The NamedSharding of every array of a tree; see specs."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(mesh, tree, tables))
 
 
-def add_over_devices(grads: Tree) -> Tree:
-    """Within shard_map: sums gradients over the devices that hold the same parameters."""
+def add_over_devices(grads: Tree, tables: Collection[str] = ()) -> Tree:
+    """Within shard_map: sums gradients over the devices that hold the same parameters; see specs."""
 
     def add(path: tuple, leaf: jax.Array) -> jax.Array:
-        return jax.lax.psum(leaf, DATA_AXIS if _is_table(path, leaf) else AXES)
+        return jax.lax.psum(leaf, DATA_AXIS if _is_table(path, leaf, tables) else AXES)
 
     return jax.tree_util.tree_map_with_path(add, grads)
 
@@ -81,18 +76,13 @@ def replicate(mesh: Mesh, tree: Tree) -> Tree:
     return jax.tree.map(lambda array: _put(array, NamedSharding(mesh, REPLICATED)), tree)
 
 
-def place(mesh: Mesh, tree: Tree) -> Tree:
-    """Puts parameters or an optimizer's state on the devices: tables by columns, the rest on each."""
-    return jax.tree.map(_put, tree, shardings(mesh, tree))
+def place(mesh: Mesh, tree: Tree, tables: Collection[str] = ()) -> Tree:
+    """Puts parameters or an optimizer's state on the devices: tables by columns, the rest on each; see specs."""
+    return jax.tree.map(_put, tree, shardings(mesh, tree, tables))
 
 
 def local_shards(mesh: Mesh, shards: int) -> range:
-    """Which of a batch's shards this host makes.
-
-    Args:
-        mesh: of devices.
-        shards: of a batch, as many for each device.
-    """
+    """Which of a batch's shards, of which each device has as many, this host makes."""
     mine = [at for at, device in enumerate(mesh.devices.flat) if device.process_index == jax.process_index()]
     of_device = shards // mesh.size
     return range(mine[0] * of_device, (mine[-1] + 1) * of_device)

@@ -3,6 +3,7 @@
 import ctypes
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from seqrec_jax.errors import InputError
@@ -15,42 +16,30 @@ TOP_PAD = 64 << 20
 ARENAS = 2
 
 
+def _glibc(name: str) -> Callable[..., object]:
+    """A function of glibc; on other systems, one that does nothing."""
+    return getattr(ctypes.CDLL(None) if sys.platform.startswith("linux") else None, name, lambda *arguments: None)
+
+
 def keep_freed_memory() -> None:
     """Makes glibc keep what is freed for the next allocation; does nothing on other systems.
 
-    XLA allocates its buffers anew in every step. By default glibc maps large ones from the kernel and unmaps them when
-    they are freed, so that each page of them is faulted in and zeroed again at every step. And it gives each thread an
-    arena of its own, so that what short-lived threads free (those of checkpoints, say) would be kept many times over;
-    two are enough. Call it before the first step.
+    XLA allocates its buffers anew in every step. By default glibc unmaps large ones when they are freed, so that each
+    of their pages is faulted in and zeroed again at every step. And it gives each thread an arena of its own, so that
+    what short-lived threads free, as at checkpoints, would be kept many times over. Call it before the first step.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(M_TOP_PAD, TOP_PAD)
-        mallopt(M_ARENA_MAX, ARENAS)
+    kept = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: TOP_PAD, M_ARENA_MAX: ARENAS}
+    for option, value in kept.items():
+        _glibc("mallopt")(option, value)
 
 
 def release_freed_memory() -> None:
     """Gives back what `keep_freed_memory` has kept, between two phases of different needs."""
-    if sys.platform.startswith("linux"):
-        malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if malloc_trim is not None:
-            malloc_trim(0)
+    _glibc("malloc_trim")(0)
 
 
 def memory_bytes(limit: str | int | float, binding: str = "MEMORY_LIMIT") -> int:
-    """Bytes of an amount of memory: '4GB', '1.5 GiB', '800MB', or a number of bytes.
-
-    Args:
-        limit: the amount.
-        binding: that it comes from, for the message.
-
-    Raises:
-        InputError: it is none of these.
-    """
+    """Bytes of an amount of memory: '4GB', '1.5 GiB', '800MB', or a number; InputError, with the binding, if none."""
     if not isinstance(limit, str):
         return int(limit)
     match = re.fullmatch(r"([\d.]+)\s*(gib|mib|gb|mb)?", limit.strip().lower())

@@ -12,8 +12,7 @@ from absl import flags, logging
 from seqrec_jax.errors import InputError, Interrupted
 
 SECONDS_TO_JOIN = 45
-SECONDS_TO_MISS = 30
-"""After so long without a sign of life from a host the others end."""
+SECONDS_TO_MISS = 30  # after so long without a sign of life from a host the others end
 
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "host:port of the first process, where several hosts make one run; 'auto' asks SLURM, "
@@ -36,36 +35,28 @@ def _give_up(address: str, process: int | None) -> None:
 
 
 def join() -> None:
-    """Joins the run that the flags name; without them, this process is the run.
-
-    Raises:
-        InputError: the flags do not fit together, or the hosts could not be joined.
-    """
+    """Joins the run that the flags name, without which this process is the run; InputError where that cannot be."""
     address, n_processes, process = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
     if address is None:
         if n_processes is not None or process is not None:
             raise InputError("--num_processes and --process_id need --coordinator=host:port")
         return
+    where: dict[str, Any] = {"coordinator_address": address, "num_processes": n_processes, "process_id": process}
+    if address == "auto":
+        where = {}
+    elif n_processes is None or process is None or not 0 <= process < n_processes or ":" not in address:
+        raise InputError(f"--coordinator={address} wants host:port, and --num_processes and --process_id below it")
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    limits: dict[str, Any] = {
-        "initialization_timeout": 2 * SECONDS_TO_JOIN,
-        "heartbeat_timeout_seconds": SECONDS_TO_MISS,
-        "shutdown_timeout_seconds": SECONDS_TO_MISS,
-    }
     alarm = threading.Timer(SECONDS_TO_JOIN, _give_up, (address, process))
     alarm.daemon = True
     alarm.start()
     try:
-        if address == "auto":
-            jax.distributed.initialize(**limits)
-        else:
-            if n_processes is None or process is None or not 0 <= process < n_processes or ":" not in address:
-                raise InputError(
-                    f"--coordinator={address} wants host:port, and --num_processes and --process_id below it"
-                )
-            jax.distributed.initialize(address, n_processes, process, **limits)
+        jax.distributed.initialize(
+            **where, initialization_timeout=2 * SECONDS_TO_JOIN, heartbeat_timeout_seconds=SECONDS_TO_MISS,
+            shutdown_timeout_seconds=SECONDS_TO_MISS,
+        )  # fmt: skip
     except (RuntimeError, ValueError) as error:
         raise InputError(f"the hosts could not be joined: {' '.join(str(error).split())[:300]}") from error
     finally:
@@ -75,12 +66,31 @@ def join() -> None:
                  jax.local_device_count(), jax.device_count())  # fmt: skip
 
 
-def together(run: Callable[[], None]) -> None:
-    """Joins the hosts and runs a task; where another host is lost, says so and ends instead of waiting for it.
+def is_first_host() -> bool:
+    """Whether this process is the one that writes; starts no device."""
+    import jax
 
-    Raises:
-        InputError: bad input, or the coordinator cannot be reached.
-    """
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def raise_on_all_hosts(error: str | None) -> None:
+    """Raises the first host's error, if it has one, as an InputError on every host; waits until all are here."""
+    import jax
+
+    if jax.distributed.is_initialized():
+        import numpy as np
+        from jax.experimental import multihost_utils
+
+        text = np.zeros(1000, np.uint8)
+        encoded = (error or "").encode()[:1000]
+        text[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+        error = bytes(multihost_utils.broadcast_one_to_all(text)).rstrip(b"\0").decode(errors="replace") or None
+    if error is not None:
+        raise InputError(error)
+
+
+def run_distributed(run: Callable[[], None]) -> None:
+    """Joins the hosts and runs a task, or raises InputError; ends the process where another host is lost."""
     join()
     if _COORDINATOR.value is None:
         run()
@@ -93,10 +103,6 @@ def together(run: Callable[[], None]) -> None:
         raise
     except jax.errors.JaxRuntimeError as error:
         first = " ".join(str(error).split())[:200]
-        print(
-            f"error: process {jax.process_index()}: another host was lost ({first}); run the same command on all hosts "
-            "to go on from the latest checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f"error: process {jax.process_index()}: another host was lost ({first}); run the same command on all "
+              "hosts to go on from the latest checkpoint", file=sys.stderr, flush=True)  # fmt: skip
         os._exit(1)  # JAX would wait for the lost host at exit.

@@ -3,39 +3,19 @@
 import os
 import threading
 import time
-from collections.abc import Callable
 
-import gin
 from absl import flags
 
 from seqrec_jax.host_memory import keep_freed_memory
-from seqrec_jax.hosts import together
+from seqrec_jax.hosts import run_distributed
 from seqrec_jax.launcher import launch
-from seqrec_jax.tasks import (  # noqa: F401  (they register with Gin)
-    compare,
-    evaluate,
-    exchange,
-    finetune,
-    pretrain,
-    quickstart,
-    recommend,
-    scaling_law,
-    scaling_study,
-    sweep,
-    transfer_study,
-)
+from seqrec_jax.tasks.registry import MOVED, run
 
 SECONDS_BETWEEN_LOOKS = 0.2
 
 _ENDS_WITH_PARENT = flags.DEFINE_bool(
     "ends_with_parent", False, "End when the process that started this one does, as the trials of a sweep."
 )
-
-
-@gin.configurable
-def run(task: Callable[[], object] = gin.REQUIRED) -> None:
-    """Calls the task bound to `run.task`."""
-    task()
 
 
 def _end_with_parent() -> None:
@@ -53,13 +33,13 @@ def _end_with_parent() -> None:
 def _start() -> None:
     if _ENDS_WITH_PARENT.value:
         _end_with_parent()
-    together(run)
+    run_distributed(run)
 
 
 def main() -> None:
     """Entry point."""
     keep_freed_memory()
-    launch(_start)
+    launch(_start, MOVED)
 
 
 if __name__ == "__main__":

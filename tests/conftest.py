@@ -11,7 +11,13 @@ import pytest
 
 from etl.recbole import convert
 from etl.synthetic_shop import make_shop
+from seqrec_jax.data.corpus import Corpus
 from seqrec_jax.data.store import Dataset, open_dataset
+from seqrec_jax.items.item_id import ItemId
+from seqrec_jax.items.lexical import Lexical
+from seqrec_jax.items.text import TextTokens
+from seqrec_jax.model.graph import Graph
+from seqrec_jax.model.spec import Architecture, Spec
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -66,6 +72,22 @@ def shop_folder(shop_files) -> Path:
 def shop(shop_folder) -> Dataset:
     """The shop's dataset."""
     return open_dataset(shop_folder)
+
+
+@pytest.fixture
+def corpus(shop) -> Corpus:
+    """The shop, leave one out."""
+    return Corpus(shop)
+
+
+def graph_of(architecture: Architecture, **table_rows: int) -> Graph:
+    """A network of features that no dataset needs to hold: rows of each text's token table, and of `item_id`."""
+    features = [TextTokens(name, rows, 5) for name, rows in table_rows.items() if name != "item_id"]
+    if architecture.lexical_size:
+        features.append(Lexical(architecture.lexical_size, features[0].rows, [of.name for of in features]))
+    if "item_id" in table_rows:
+        features.append(ItemId(table_rows["item_id"]))
+    return Spec(architecture, tuple(features), "").graph()
 
 
 @pytest.fixture

@@ -17,13 +17,15 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from seqrec_jax.data.batches import Batch
-from seqrec_jax.losses.negatives import Keys, local, shared
+from seqrec_jax.items.text import TextTokens
+from seqrec_jax.losses.loss import Keys
+from seqrec_jax.losses.negatives import local, shared
 from seqrec_jax.losses.sampled_softmax import sampled_softmax
-from seqrec_jax.model import parameters
-from seqrec_jax.model.recommender import Architecture, build
+from seqrec_jax.model.graph import Graph
+from seqrec_jax.model.parameters import Params
+from seqrec_jax.model.spec import Architecture
 from seqrec_jax.model.torch_names import from_torch
 from seqrec_jax.training.step import Catalog, shard_loss
 
@@ -31,7 +33,7 @@ TOLERANCE = 1e-5
 FEATURES = ("title", "brand")
 
 
-def load_model(file) -> tuple[nnx.GraphDef, nnx.State]:
+def load_model(file) -> tuple[Graph, Params]:
     """The file's weights in our model, whose shape is read off them."""
     torch = {name.removeprefix("param/"): file[name] for name in file if name.startswith("param/")}
     arrays, _ = from_torch(torch, FEATURES)
@@ -48,9 +50,10 @@ def load_model(file) -> tuple[nnx.GraphDef, nnx.State]:
         hidden_dropout=0.0,
         attention_dropout=0.0,
     )
-    vocab_sizes = {feature: len(arrays[f"item_encoder/tables/{feature}"]) for feature in features}
-    graph, like = build(architecture, vocab_sizes, seed=0)
-    return graph, parameters.from_named(like, {name: jnp.asarray(value) for name, value in arrays.items()})
+    texts = tuple(TextTokens(name, len(arrays[f"item_encoder/tables/{name}"]), 1) for name in features)
+    graph = Graph(architecture, texts)
+    graph.check(arrays)
+    return graph, {name: jnp.asarray(value) for name, value in arrays.items()}
 
 
 def last_position_batch(file) -> Batch:
@@ -90,7 +93,7 @@ def quantities(file) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     graph, params = load_model(file)
     batch = jax.tree.map(jnp.asarray, last_position_batch(file))
     tokens = {name: jnp.asarray(file[f"item_{name}_tokens"]) for name in FEATURES if f"item_{name}_tokens" in file}
-    model = nnx.merge(graph, params)
+    model = graph.merge(params)
     embeddings = model.encode_items(tokens)
     hidden = model.encode_sequences(embeddings[batch.inputs], batch.segments, batch.positions)
     outputs = hidden.reshape(-1, hidden.shape[-1])[batch.slots]
@@ -109,7 +112,6 @@ def quantities(file) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
             return shard_loss(graph, loss, params, catalog, batch, keys, None) / len(batch.slots)
 
         value, grads = jax.jit(jax.value_and_grad(mean_loss))(params)
-        grads = parameters.named(grads)
         yield f"{kind}/loss", value, file[f"{kind}/loss"]
         start = f"{kind}/grad/"
         torch = {name.removeprefix(start): file[name] for name in file if name.startswith(start)}

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
-from seqrec_jax.data.batches import PackedBatches, prefetch
-from seqrec_jax.data.packing import all_positions, histories, pack
+from seqrec_jax.data.batches import Mixture, PackedBatches, prefetch, training_batches
+from seqrec_jax.data.corpus import Corpus
+from seqrec_jax.data.packing import Windows, all_positions, histories, pack
 from seqrec_jax.data.split import leave_one_out
+from seqrec_jax.errors import InputError
 
 
 def make(shop, seed=0, shards=1, rows=8):
@@ -80,6 +82,56 @@ def test_evaluation_batches_score_each_history_once(shop):
             )
             seen += list(of_shard)
     assert sorted(seen) == list(range(len(split.test.users)))
+
+
+def test_windows_of_a_length_take_turns():
+    lengths = np.array([2, 2, 2, 3, 2])
+    mixture = Mixture(np.array([0, 0, 0, 0, 1]), np.array([0.5, 3.0]))
+    windows = Windows(np.arange(0, 50, 10), lengths)
+    places = mixture.lengths_of_places(lengths)
+    assert sorted(places) == [2, 2, 2, 2, 2]  # half of three, rounded to 2; half of one, to none; three times one
+    batches = PackedBatches(lambda at: at + 1, windows, pack(places, 3), rows=5, seed=0, mixture=mixture)
+    seen = np.zeros(5)
+    for step in range(20):
+        for shard in batches.windows_of(step):
+            seen += np.bincount(shard, minlength=5)
+    assert seen[4] == 60
+    assert seen[3] == 0
+    assert seen[:3].sum() == 40
+    assert seen[:3].min() > 5
+
+
+SETTINGS = {"batch_size": 160, "loss_positions": "all", "max_length": 20, "shards": 1, "seed": 0}
+
+
+@pytest.mark.parametrize("loss_positions", ["all", "last"])
+def test_both_ways_to_place_the_loss_train_on_the_same_targets(shop, loss_positions):
+    batches = training_batches(Corpus(shop), **SETTINGS | {"loss_positions": loss_positions})
+    expected = int((leave_one_out(shop).train_lengths - 1).sum())
+    assert batches.n_targets == expected
+    targets = [(batches.batch(step).weights > 0).sum() for step in range(batches.steps_per_epoch)]
+    assert sum(targets) == expected
+    assert max(targets) <= 160
+
+
+def test_accumulation_makes_more_shards_of_the_same_targets(shop):
+    one, two = (training_batches(Corpus(shop), **SETTINGS, accumulation_steps=steps) for steps in (1, 2))
+    assert (one.shards, two.shards, one.rows, two.rows) == (1, 2, 8, 8)
+    assert pairs(one.batch(3)) == pairs(two.batch(3), shards=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss_positions": "first"}, r"TrainConfig\.loss_positions = 'first' is neither 'all' nor 'last'"),
+        ({"batch_size": 30, "shards": 2}, r"train_batch_size = 30 does not divide over 2 devices .* set at least 40"),
+        ({"batch_size": 30, "accumulation_steps": 2}, r"2 devices and TrainConfig\.accumulation_steps in rows of 20"),
+        ({"batch_size": 31, "shards": 2, "loss_positions": "last"}, r"= 31 does not divide .*; set a multiple of 2"),
+    ],
+)  # fmt: skip
+def test_a_batch_that_does_not_divide_is_refused(shop, settings, message):
+    with pytest.raises(InputError, match=message):
+        training_batches(Corpus(shop), **SETTINGS | settings)
 
 
 def test_prefetch_keeps_the_order_and_passes_errors_on():

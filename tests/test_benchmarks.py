@@ -1,5 +1,6 @@
 """The benchmarks run as their docstrings say, on the tiny shop."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -16,7 +17,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
     [
         ("train_step.py", ["--shapes", "small", "--batch", "128", "--turns", "1", "--seconds", "0.5"], "ratio"),
         ("losses.py", ["--epochs", "2", "--batch", "200", "--runs", "full softmax", "bpr, uniform, 1 local"], "HR@10"),
-        ("loss_positions.py", ["--epochs", "2", "--batch", "200"], "95 % interval"),
+        ("loss_positions.py", ["--epochs", "2", "--batch", "200", "--negatives", "100"], "95 % interval"),
     ],
 )
 def test_a_benchmark_prints_its_table(shop_folder, tmp_path, script, arguments, words):
@@ -28,23 +29,43 @@ def test_a_benchmark_prints_its_table(shop_folder, tmp_path, script, arguments, 
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
 
 
+def figures_of(folder, script, *arguments):
+    """What a script that makes its own data writes with --json."""
+    command = [sys.executable, str(BENCHMARKS / script), *arguments, "--json", "figures.json"]
+    process = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return json.loads((folder / "figures.json").read_text())
+
+
 @pytest.mark.slow
 def test_a_large_catalog_trains_with_every_proposal(tmp_path):
     sizes = ["--items", "20000", "--layers", "2", "--hidden", "32", "--batch", "200", "--negatives", "20"]
-    command = [
-        sys.executable,
-        str(BENCHMARKS / "large_catalog.py"),
-        *sizes,
-        "--candidates",
-        "500",
-        "--json",
-        "figures.json",
-    ]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    figures = json.loads((tmp_path / "figures.json").read_text())
+    figures = figures_of(tmp_path, "large_catalog.py", *sizes, "--candidates", "500")
     assert [row["proposal"] for row in figures] == ["popularity", "knn"]
     assert len(figures[1]["refresh_seconds"]) == 2
+
+
+@pytest.mark.slow
+def test_every_user_of_a_made_up_log_is_ranked(tmp_path):
+    assert figures_of(tmp_path, "evaluation.py", "--users", "2000", "--items", "500")["users"] == 2000
+
+
+@pytest.mark.slow
+def test_our_side_of_the_comparison_with_peers_leaves_a_curve(shop, tmp_path):
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import peers
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    settings = {"length": 12, "epochs": 2, "layers": 1, "heads": 2, "hidden": 16, "dropout": 0.2, "negatives": 8}
+    settings |= {"learning_rate": 1e-2, "users": 64}
+    peers.write_input(shop, tmp_path / "input.npz", argparse.Namespace(**settings))
+    worker = [sys.executable, str(peers.WORKERS / "seqrec_sasrec.py"), str(tmp_path / "input.npz")]
+    assert peers.run([*worker, str(tmp_path / "ours"), "bpr"], tmp_path / "ours") > 0
+    figures = peers.read(tmp_path / "ours", shop, 2)
+    assert [point["epoch"] for point in figures["curve"]] == [1, 2]
+    assert 0 < figures["curve"][0]["seconds"] < figures["curve"][1]["seconds"]
+    assert 0 < figures["test_ndcg"] < figures["test_recall"]
 
 
 @pytest.mark.slow

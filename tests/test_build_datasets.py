@@ -449,10 +449,10 @@ def test_an_output_of_another_schema_is_refused(etl, raw, tmp_path):
     assert "schema version 99, but this program writes 1" in etl(raw).stderr
     schema.write_text(kept)
     manifest = tmp_path / "out" / "amazon-10" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"schema_version": 1', '"schema_version": 7'))
+    manifest.write_text(manifest.read_text().replace('"schema_version": 2', '"schema_version": 1'))
     done = etl(raw)
     assert done.returncode == 2
-    assert "amazon-10/manifest.json: schema version 7, but this program reads 1" in done.stderr
+    assert "amazon-10/manifest.json: schema version 1, but this program reads 2" in done.stderr
     assert "Traceback" not in done.stderr
 
 

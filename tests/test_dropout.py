@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqrec_jax.model.dropout import dropout
+from seqrec_jax.dropout import dropout
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])

@@ -1,46 +1,41 @@
 """Fine-tuning from end to end: what is reported, what goes on after an interruption, what is refused."""
 
+import functools
 import json
-import shutil
 
-import gin
 import jax
 import numpy as np
 import pytest
 
 from etl.recbole import convert
 from etl.synthetic_shop import make_shop
+from seqrec_jax.data.corpus import Corpus
 from seqrec_jax.data.store import open_dataset
 from seqrec_jax.errors import InputError, Interrupted
-from seqrec_jax.model import parameters
-from seqrec_jax.tasks import finetune_stages as module
-from seqrec_jax.tasks.evaluate import evaluate
-from seqrec_jax.tasks.finetune import finetune
-from seqrec_jax.tasks.pretrain import pretrain
-from seqrec_jax.training.checkpoint import restore
-from seqrec_jax.training.stopping import StopRequests
-from seqrec_jax.training.transfer import ewc, from_scratch, full, l2_sp, progressive, untrained
+from seqrec_jax.evaluation.evaluate import evaluate
+from seqrec_jax.evaluation.ranking import Ranking
+from seqrec_jax.finetuning.config import FinetuneConfig
+from seqrec_jax.finetuning.finetune import finetune
+from seqrec_jax.finetuning.methods import from_scratch, full, progressive, untrained
+from seqrec_jax.finetuning.penalties import ewc, l2_sp
+from seqrec_jax.losses.full_softmax import full_softmax
+from seqrec_jax.model.recommender import Recommender
+from seqrec_jax.model.spec import Architecture
+from seqrec_jax.model.storage import load
+from seqrec_jax.runs import run as runs
+from seqrec_jax.runs.stopping import StopRequests
+from seqrec_jax.training.config import TrainConfig
+from seqrec_jax.training.fit import fit
+from seqrec_jax.training.optimizers import adamw
 
-BINDINGS = {
-    "pretrain.epochs": 4,
-    "pretrain.train_batch_size": 800,
-    "pretrain.loss": "@full_softmax",
-    "Architecture.n_layers": 1,
-    "Architecture.hidden_size": 16,
-    "Architecture.inner_size": 16,
-    "Architecture.max_length": 20,
-    "Architecture.lexical_size": 16,
-    "Architecture.repeat_offset": True,
-    "one_cycle.learning_rate": 1e-2,
-    "Ranking.rows": 16,
-    "Ranking.ks": (10,),
-    "Tracker.uri": None,
-}
-
-
-def bind(**more):
-    gin.clear_config()
-    gin.parse_config([f"{name} = {value}" for name, value in (BINDINGS | more).items()])
+RANKING = Ranking(ks=(10,), batch_size=64)
+ARCHITECTURE = Architecture(
+    n_layers=1, hidden_size=16, inner_size=16, max_length=20, lexical_size=16, repeat_offset=True
+)
+TRAIN = TrainConfig(
+    train_batch_size=400, loss=full_softmax, optimizer=adamw, learning_rate=1e-2, stopping_step=5, ranking=RANKING
+)
+ONCE = functools.partial(full, epochs=1)
 
 
 @pytest.fixture(scope="session")
@@ -52,77 +47,75 @@ def market(shop_folder, tmp_path_factory):
     item_file.write_text(item_file.read_text().replace("brand:token_seq", "maker:token_seq"))
     tokens = {"title": 20, "maker": 4}
     convert(str(folder / "raw"), str(folder / "market"), tokenizer_from=str(shop_folder), max_tokens=tokens)
-    return str(folder / "market")
+    return folder / "market"
 
 
 @pytest.fixture(scope="session")
-def checkpoint(shop_folder, tmp_path_factory):
+def pretrained(shop_folder, tmp_path_factory):
     """A model of titles and brands."""
-    bind()
-    run_dir = str(tmp_path_factory.mktemp("pretrained") / "run")
-    pretrain(dataset=str(shop_folder), run_dir=run_dir)
-    gin.clear_config()
-    return run_dir
+    corpus, config = Corpus(shop_folder), TrainConfig(
+        epochs=4, train_batch_size=800, loss=full_softmax, learning_rate=1e-2, ranking=RANKING
+    )  # fmt: skip
+    run_dir = tmp_path_factory.mktemp("pretrained") / "run"
+    return fit(Recommender.create(corpus, ARCHITECTURE), corpus, config, run_dir).model
 
 
-def tuned(checkpoint, market, run_dir, **settings):
-    bind()
-    return finetune(checkpoint=checkpoint, dataset=market, run_dir=str(run_dir), train_batch_size=400, **settings)
+def tuned(model, target, run_dir, pretraining=None, **settings):
+    target = target if isinstance(target, Corpus) else Corpus(target)
+    return finetune(model, target, FinetuneConfig(train=TRAIN, **settings), run_dir, pretraining=pretraining)
 
 
-def two_stages(n_layers):
+def two_phases(n_layers):
     return progressive(n_layers, epochs_per_layer=1, final_epochs=2)[-2:]
 
 
-def arrays_of(run_dir):
-    return {name: np.asarray(array) for name, array in parameters.named(restore(run_dir).params).items()}
+def lines_of(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_report_of_what_was_gained_and_forgotten(checkpoint, market, shop_folder, tmp_path):
-    results = tuned(
-        checkpoint, market, tmp_path / "run", method=two_stages, pretraining_dataset=str(shop_folder),
+def test_a_report_of_what_was_gained_and_forgotten(pretrained, market, shop_folder, tmp_path):
+    model, results = tuned(
+        pretrained, market, tmp_path / "run", method=two_phases, pretraining=Corpus(shop_folder),
         changes={"item_encoder": "text_and_id", "transitions": True}, averages=(0.5,), replay_share=0.2,
     )  # fmt: skip
-    assert [stage["name"] for stage in results["stages"]] == ["top_1", "everything"]
-    assert results["chosen"]["transitions"] >= 0
+    assert [phase["name"] for phase in results["phases"]] == ["top_1", "everything"]
+    assert results["chosen"]["transitions/weight"] >= 0
     data = open_dataset(market)
     assert results["slices"]["short_histories"]["users"] <= data.n_users
     assert results["zero_shot"]["test"]["ndcg_at_10"] > 0.1  # the texts of both shops are alike
     assert results["test"]["ndcg_at_10"] > 1.5 * results["zero_shot"]["test"]["ndcg_at_10"]
-    bind()
-    before = evaluate(checkpoint=checkpoint, dataset=str(shop_folder))["test"]
+    before = evaluate(pretrained, Corpus(shop_folder), ranking=RANKING, draws=100).test
     assert results["pretraining"]["before"] == pytest.approx(before)
     assert results["pretraining"]["after"] != pytest.approx(before)
-    record = restore(tmp_path / "run").record
-    assert record.architecture.item_encoder == "text_and_id"
-    assert dict(record.appended) == {"maker": open_dataset(market).tokens("maker").shape[1]}
-    assert list(record.max_tokens) == ["title", "brand"]
-    again = evaluate(checkpoint=str(tmp_path / "run"), dataset=market)
-    assert again["test"] == pytest.approx(results["test"])
-    assert again["params_sha256"] == results["params_sha256"]
-    kinds = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [(line["kind"], line["epoch"]) for line in kinds if line["kind"] != "step"] == [
+    assert model.architecture.item_encoder == "text_and_id"
+    assert [text.name for text in model.spec.texts] == ["title", "brand"]
+    assert dict(model.spec.texts[0].appended) == {"maker": data.tokens("maker").shape[1]}
+    again = evaluate(model, Corpus(market), ranking=RANKING, draws=100)
+    assert again.test == pytest.approx(results["test"])
+    assert again.params_sha256 == results["params_sha256"]
+    assert [(line["kind"], line["epoch"]) for line in lines_of(tmp_path / "run") if line["kind"] != "step"] == [
         ("zero_shot", 0), ("epoch", 1), ("epoch", 2), ("epoch", 3), ("test", 3),
     ]  # fmt: skip
     assert sorted(path.name for path in (tmp_path / "run").iterdir() if not path.name.startswith(".")) == [
-        "checkpoints", "config.gin", "metrics.jsonl", "results.json", "tokenizer.model", "transitions.npz",
+        "checkpoints", "config.json", "metrics.jsonl", "results.json", "tokenizer.model", "transitions.npz",
     ]  # fmt: skip
 
 
-def test_transitions_are_added_to_a_trained_model_without_training_it(checkpoint, shop_folder, tmp_path):
-    results = tuned(checkpoint, str(shop_folder), tmp_path / "run", method=untrained, changes={"transitions": True})
-    assert results["stages"] == []
-    before, after = arrays_of(checkpoint), arrays_of(tmp_path / "run")
-    assert after.keys() - before.keys() == {"transitions"}
-    assert after["transitions"] > 0
-    for name, array in before.items():
-        assert np.array_equal(array, after[name]) or name in ("repeat", "lexical/trust")
-    bind()
-    plain = evaluate(checkpoint=checkpoint, dataset=str(shop_folder))
-    assert results["zero_shot"]["test"] == pytest.approx(plain["test"])
-    assert results["valid"]["ndcg_at_10"] >= plain["valid"]["ndcg_at_10"]
-    again = evaluate(checkpoint=str(tmp_path / "run"), dataset=str(shop_folder))
-    assert again["test"] == pytest.approx(results["test"])
+def test_transitions_are_added_to_a_trained_model_without_training_it(pretrained, shop_folder, tmp_path, monkeypatch):
+    corpus, logged = Corpus(shop_folder), {}
+    monkeypatch.setattr(runs.Run, "track", lambda run, params=None, artifacts=(): logged.update(params or {}))
+    model, results = tuned(pretrained, corpus, tmp_path / "run", method=untrained, changes={"transitions": True})
+    assert results["phases"] == []
+    known = {"loss": "full_softmax", "nce_num_negatives": 200, "method": "untrained", "users_share": 1.0}
+    assert {name: logged[name] for name in known} == known
+    assert model.params.keys() - pretrained.params.keys() == {"terms/transitions/weight"}
+    assert model.params["terms/transitions/weight"] > 0
+    for name, array in pretrained.params.items():
+        assert np.array_equal(array, model.params[name]) or name in ("terms/repeat/offset", "terms/lexical/trust")
+    plain = evaluate(pretrained, corpus, ranking=RANKING, draws=100)
+    assert results["zero_shot"]["test"] == pytest.approx(plain.test)
+    assert results["valid"]["ndcg_at_10"] >= plain.valid["ndcg_at_10"]
+    assert evaluate(model, corpus, ranking=RANKING, draws=100).test == pytest.approx(results["test"])
 
 
 class StopAfter(StopRequests):
@@ -142,87 +135,98 @@ class StopAfter(StopRequests):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [2, 9])
-def test_what_was_interrupted_ends_as_what_was_not(checkpoint, market, shop_folder, tmp_path, monkeypatch, stop_at):
-    settings = {"method": two_stages, "penalty": ewc, "pretraining_dataset": str(shop_folder), "ema_decay": 0.5}
-    monkeypatch.setattr(module, "StopRequests", StopAfter)
+def test_what_was_interrupted_ends_as_what_was_not(pretrained, market, shop_folder, tmp_path, monkeypatch, stop_at):
+    settings = {
+        "method": two_phases, "penalty": functools.partial(ewc, n_batches=2), "pretraining": Corpus(shop_folder)
+    }  # fmt: skip
+    monkeypatch.setattr(runs, "StopRequests", StopAfter)
     StopAfter.looks, StopAfter.limit = 0, 10**9
-    gin.parse_config("ewc.n_batches = 2")
-    undisturbed = tuned(checkpoint, market, tmp_path / "whole", **settings)
+    undisturbed = tuned(pretrained, market, tmp_path / "whole", **settings).results
     StopAfter.looks, StopAfter.limit = 0, stop_at
     with pytest.raises(Interrupted):
-        tuned(checkpoint, market, tmp_path / "parts", **settings)
+        tuned(pretrained, market, tmp_path / "parts", **settings)
     StopAfter.limit = 10**9
-    assert tuned(checkpoint, market, tmp_path / "parts", **settings)["params_sha256"] == undisturbed["params_sha256"]
-    assert tuned(checkpoint, market, tmp_path / "parts", **settings) == json.loads(
-        (tmp_path / "parts" / "results.json").read_text()
-    )
+    parts = tuned(pretrained, market, tmp_path / "parts", **settings)
+    assert parts.results["params_sha256"] == undisturbed["params_sha256"]
+    finished = tuned(pretrained, market, tmp_path / "parts", **settings)
+    assert finished.results == json.loads((tmp_path / "parts" / "results.json").read_text()) == parts.results
+    assert load(tmp_path / "parts").spec == finished.model.spec
+
+
+def test_another_configuration_does_not_go_on_in_the_same_folder(pretrained, market, tmp_path):
+    tuned(pretrained, market, tmp_path / "run", method=untrained)
+    with pytest.raises(InputError, match=r"FinetuneConfig.row_interactions = 5 \(now 6\)"):
+        tuned(pretrained, market, tmp_path / "run", method=untrained, row_interactions=6)
 
 
 @pytest.mark.slow
-def test_a_share_of_the_users_and_a_penalty(checkpoint, market, tmp_path):
-    part = tuned(checkpoint, market, tmp_path / "part", users_share=0.5, penalty=l2_sp, method=two_stages)
-    assert part["dataset"]["training_users"] == 30
-    assert part["slices"]["cold_items"]["users"] > 0
+def test_a_share_of_the_users_and_a_penalty(pretrained, market, tmp_path):
+    half = Corpus(market, users_share=0.5, validate_all=False)
+    results = tuned(pretrained, half, tmp_path / "part", penalty=l2_sp, method=two_phases).results
+    assert results["dataset"]["training_users"] == 30
+    assert results["slices"]["cold_items"]["users"] > 0
 
 
 @pytest.mark.slow
-def test_from_scratch_starts_from_nothing(checkpoint, market, tmp_path):
-    def once(n_layers):
-        return full(n_layers, epochs=1)
+def test_from_scratch_starts_from_nothing(pretrained, market, tmp_path):
+    scratch = tuned(pretrained, market, tmp_path / "scratch", method=functools.partial(from_scratch, epochs=1))
+    once = tuned(pretrained, market, tmp_path / "full", method=ONCE)
+    assert scratch.results["zero_shot"] == once.results["zero_shot"]
 
-    def scratch(n_layers):
-        return from_scratch(n_layers, epochs=1)
+    def far(fitted):
+        name = "item_encoder/tables/title"
+        return np.linalg.norm(fitted.model.params[name] - pretrained.params[name])
 
-    scratched = tuned(checkpoint, market, tmp_path / "scratch", method=scratch)
-    assert scratched["zero_shot"] == tuned(checkpoint, market, tmp_path / "full", method=once)["zero_shot"]
-    start, fresh, tuned_once = (arrays_of(path) for path in (checkpoint, tmp_path / "scratch", tmp_path / "full"))
-
-    def far(arrays):
-        return np.linalg.norm(arrays["item_encoder/tables/title"] - start["item_encoder/tables/title"])
-
-    assert far(fresh) > 2 * far(tuned_once)
+    assert far(scratch) > 2 * far(once)
 
 
-def test_bad_input_is_told_in_a_line_before_anything_is_written(checkpoint, market, shop_files, tmp_path):
-    other = str(tmp_path / "other")
-    convert(str(shop_files), other, vocab_size=300)
+def test_bad_input_is_told_in_a_line_before_anything_is_written(pretrained, market, shop_files, tmp_path):
+    convert(str(shop_files), str(tmp_path / "other"), vocab_size=300)
     few = tmp_path / "few"
     few.mkdir()
     (few / "few.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\nu\ta\t1\nu\tb\t2\n")
     (few / "few.item").write_text("item_id:token\ttitle:token_seq\na\tone\nb\ttwo\n")
-    convert(str(few), str(tmp_path / "nobody"), tokenizer_from=checkpoint)
-    newer = tmp_path / "newer"
-    shutil.copytree(checkpoint, newer)
+    convert(str(few), str(tmp_path / "nobody"), tokenizer_from=str(market))
     cases = {
-        r"holds no checkpoints folder; bind CHECKPOINT": {"checkpoint": str(tmp_path)},
-        r"another tokenizer than the checkpoint's; make it again with": {"dataset": other},
-        r"no user has anything to train on": {"dataset": str(tmp_path / "nobody")},
-        r"bind PRETRAINING_DATASET": {"penalty": ewc},
-        r"full.unfreeze_n_layers = 9, but the checkpoint's model has 1": {
-            "method": lambda n: full(n, unfreeze_n_layers=9)
-        },
-        r"users_share = 0 is not in": {"users_share": 0},
-        r"finetune.changes names 'n_layers'": {"changes": {"n_layers": 3}},
-        r"replay_share needs pre-training data": {"replay_share": 0.5},
-        r"finetune.averages = \(1.5,\)": {"averages": (1.5,)},
-        r"finetune.train_batch_size = 3 does not divide": {"train_batch_size": 3},
-        r"finetune.valid_metric = 'mrr' is not one of": {"valid_metric": "mrr"},
+        r"another tokenizer than the model's; make it again with": {"target": tmp_path / "other"},
+        r"no user has anything to train on": {"target": tmp_path / "nobody"},
+        r"finetune takes one target dataset": {"target": Corpus([market, tmp_path / "nobody"])},
+        r"FinetuneConfig.penalty = ewc needs .*; give finetune.pretraining, or bind PRET": {"penalty": ewc},
+        r"full.unfreeze_n_layers = 9, but the model has 1": {"method": functools.partial(full, unfreeze_n_layers=9)},
+        r"changes names 'n_layers'": {"changes": {"n_layers": 3}},
+        r"FinetuneConfig.replay_share needs the pre-training datasets": {"replay_share": 0.5},
+        r"another tokenizer than": {"pretraining": Corpus(tmp_path / "other")},
     }
     for message, settings in cases.items():
-        bind()
-        places = {"checkpoint": checkpoint, "dataset": market, "run_dir": str(tmp_path / "run")}
         with pytest.raises(InputError, match=message):
-            finetune(**(places | {"train_batch_size": 400} | settings))
+            tuned(pretrained, run_dir=tmp_path / "run", **({"target": market} | settings))
         assert not (tmp_path / "run").exists(), message
+    small = FinetuneConfig(train=TrainConfig(train_batch_size=3, loss=full_softmax))
+    with pytest.raises(InputError, match=r"TrainConfig.train_batch_size = 3 does not divide"):
+        finetune(pretrained, Corpus(market), small, tmp_path / "run")
+    with pytest.raises(InputError, match="run_dir = None"):
+        finetune(pretrained, Corpus(market))
+    assert not (tmp_path / "run").exists()
 
 
-def test_one_user_is_enough(checkpoint, market, tmp_path):
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"averages": (1.5,)}, r"FinetuneConfig.averages = \(1.5,\)"),
+    ({"replay_share": 1.0}, r"FinetuneConfig.replay_share = 1.0 is not in \[0, 1\)"),
+    ({"least_steps": 0}, r"FinetuneConfig.least_steps = 0 is below 1"),
+    ({"train": TrainConfig(train_batch_size="auto")}, r"TrainConfig.train_batch_size = 'auto' is for training"),
+])  # fmt: skip
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        FinetuneConfig(**settings)
+
+
+def test_one_user_is_enough(pretrained, market, tmp_path):
     raw = tmp_path / "raw"
     raw.mkdir()
     rows = "".join(f"u\t{item}\t{time}\n" for time, item in enumerate("abcab"))
     (raw / "one.inter").write_text("user_id:token\titem_id:token\ttimestamp:float\n" + rows)
     (raw / "one.item").write_text("item_id:token\ttitle:token_seq\na\tpen\nb\tink\nc\tpaper\n")
-    convert(str(raw), str(tmp_path / "one"), tokenizer_from=checkpoint)
-    results = tuned(checkpoint, str(tmp_path / "one"), tmp_path / "run", method=lambda n: full(n, epochs=1))
+    convert(str(raw), str(tmp_path / "one"), tokenizer_from=str(market))
+    results = tuned(pretrained, tmp_path / "one", tmp_path / "run", method=ONCE).results
     assert results["dataset"] == {"n_users": 1, "n_items": 3, "n_inters": 5, "training_users": 1}
     assert len(jax.devices()) == 4

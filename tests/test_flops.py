@@ -1,10 +1,16 @@
 """The reference's unit of cost, against figures from the paper's own runs."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from seqrec_jax.describe import describe
+from seqrec_jax.losses.full_softmax import full_softmax
 from seqrec_jax.model import parameters
-from seqrec_jax.model.recommender import Architecture, build
-from seqrec_jax.training.flops import forward_multiply_adds, total_multiply_adds
+from seqrec_jax.model.spec import Architecture, Spec
+from seqrec_jax.runs.flops import forward_multiply_adds, total_multiply_adds
+from seqrec_jax.runs.reference_params import reference_params
+from seqrec_jax.training.config import TrainConfig
 
 
 @pytest.mark.parametrize(
@@ -23,7 +29,27 @@ def test_costs_are_those_the_reference_logged(layers, hidden, heads, negatives, 
     assert total_multiply_adds(architecture, 2, 128, negatives, shared=False) == total
 
 
-def test_parameters_are_counted_as_the_reference_counted_them():
-    _, params = build(Architecture(n_layers=8, hidden_size=64, inner_size=64), {"title": 100, "brand": 50}, seed=0)
-    assert parameters.count(params, with_tables=False) == 213_312
-    assert parameters.count(params) == 213_312 + 150 * 64
+def params_of(corpus, config, **architecture):
+    spec = Spec.of(Architecture(**architecture), corpus.data)
+    model = SimpleNamespace(spec=spec, graph=spec.graph(), params=spec.graph().shapes)
+    return model, reference_params(model, corpus, describe(config), 1000, 128)
+
+
+def test_parameters_are_counted_as_the_reference_counted_them(corpus):
+    model, params = params_of(corpus, TrainConfig(), n_layers=8, hidden_size=64, inner_size=64)
+    assert params["model_non_emb_params"] == parameters.count(model.params, model.graph.tables) == 213_312
+    assert params["model_total_params"] == 213_312 + sum(f.rows for f in model.spec.texts) * 64
+    assert params["selected_features"] == [f.name for f in model.spec.texts]
+    assert (params["loss"], params["nce_sampling_strategy"]) == ("sampled_softmax", "popularity")
+    assert (params["nce_num_negatives"], params["nce_global_negatives"]) == (300, False)
+    assert (params["weight_decay"], params["nce_temperature"]) == (1e-5, 1.0)
+
+
+def test_the_full_softmax_encodes_the_catalog_once_a_step(corpus):
+    config = TrainConfig(loss=full_softmax)
+    model, params = params_of(corpus, config, n_layers=1, hidden_size=16, item_encoder="text_and_id")
+    assert params["loss"] == "full_softmax"
+    assert params["nce_num_negatives"] == corpus.data.n_items
+    item = len(model.spec.texts) * 16 * 16
+    assert params["total_flops"] == params["forward_flops"] + (128 + corpus.data.n_items) * item
+    assert params["selected_features"][-1] == "item_id"

@@ -11,7 +11,7 @@ from seqrec_jax.scaling.frontier import (
     Frontier,
     Points,
     _above,
-    _Likelihood,
+    _errors,
     _ln_density,
     best_method,
     best_reference,
@@ -103,10 +103,10 @@ def test_the_density_of_noise_less_inefficiency_is_scipys():
 @pytest.mark.parametrize("name", RISING)
 def test_scores_are_the_derivatives_of_the_likelihood(name):
     law, theta = RISING[name], TRUE[name]
-    of = _Likelihood(law, frontier(law, STOCHASTIC, points_on(law, theta, noise=0.02)))
+    of = frontier(law, STOCHASTIC, points_on(law, theta, noise=0.02))
     at = np.concatenate([theta * 1.01, np.log([0.02, 0.05])])
-    error = check_grad(lambda x: of.with_scores(x)[0].mean(), lambda x: of.with_scores(x)[1].mean(0), at)
-    assert error < 1e-3 * np.linalg.norm(of.with_scores(at)[1].mean(0))
+    error = check_grad(lambda x: _errors(law, of, x)[0].mean(), lambda x: _errors(law, of, x)[1].mean(0), at)
+    assert error < 1e-3 * np.linalg.norm(_errors(law, of, at)[1].mean(0))
 
 
 def mean_error(method, inefficiency):

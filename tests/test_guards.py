@@ -1,40 +1,41 @@
 """What is checked before the first step, and what may go wrong after it."""
 
+import dataclasses
+import functools
 import json
 
-import gin
 import jax
 import jax.numpy as jnp
 import pytest
 
+from seqrec_jax.data.corpus import Corpus
 from seqrec_jax.errors import InputError
 from seqrec_jax.losses.sampled_softmax import sampled_softmax
-from seqrec_jax.tasks.pretrain import pretrain
-from seqrec_jax.training.costs import compiled_bytes
+from seqrec_jax.model.recommender import Recommender
+from seqrec_jax.model.spec import Architecture
+from seqrec_jax.runs.costs import compiled_bytes
+from seqrec_jax.runs.settings import Reports, RunSettings
+from seqrec_jax.training.compile import StepCompiler
+from seqrec_jax.training.config import TrainConfig
+from seqrec_jax.training.fit import fit
 
-SETTINGS = """
-Architecture.hidden_size = 16
-Architecture.n_layers = 1
-sampled_softmax.n_negatives = 20
-one_cycle.learning_rate = 5e-3
-Reports.every_steps = 5
-Tracker.uri = None
-"""
-
-
-@pytest.fixture(autouse=True)
-def small():
-    gin.parse_config(SETTINGS)
+CONFIG = TrainConfig(
+    train_batch_size=400, epochs=2, learning_rate=5e-3, loss=functools.partial(sampled_softmax, n_negatives=20)
+)
 
 
-def run(shop_folder, tmp_path, **settings):
-    settings = {"train_batch_size": 400, "epochs": 2} | settings
-    return pretrain(dataset=str(shop_folder), run_dir=str(tmp_path / "run"), **settings)
+REPORTS = RunSettings(reports=Reports(every_steps=5))
+
+
+def run(shop, run_dir, settings=REPORTS, hidden_size=16, **changes):
+    corpus = Corpus(shop)
+    model = Recommender.create(corpus, Architecture(hidden_size=hidden_size, n_layers=1))
+    return fit(model, corpus, dataclasses.replace(CONFIG, **changes), run_dir, settings=settings).results
 
 
 def broken_now_and_then():
     """A loss that is infinite in about a third of the steps."""
-    whole = sampled_softmax()
+    whole = sampled_softmax(n_negatives=20)
 
     def losses(keys, predictions, proposal):
         broken = jax.random.uniform(jax.random.fold_in(keys.common, 7)) < 1 / 3
@@ -43,29 +44,29 @@ def broken_now_and_then():
     return whole._replace(losses=losses)
 
 
-def test_steps_that_are_not_finite_are_skipped_as_bound(shop_folder, tmp_path):
-    gin.parse_config("Guards.skip_nonfinite = 100")
-    results = run(shop_folder, tmp_path, loss=broken_now_and_then, epochs=3)
+def records(run_dir, kind):
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def test_steps_that_are_not_finite_are_skipped_as_asked(shop, tmp_path):
+    results = run(shop, tmp_path / "run", loss=broken_now_and_then, epochs=3, skip_nonfinite=100)
     skipped = results["train"]["skipped_steps"]
     assert 2 <= skipped <= 16
     assert results["test"]["ndcg_at_10"] > results["baselines"]["popularity"]["ndcg_at_10"]
-    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    epochs = [record["metrics"] for record in records if record["kind"] == "epoch"]
+    epochs = [record["metrics"] for record in records(tmp_path / "run", "epoch")]
     assert epochs[-1]["train/skipped_steps"] == skipped
     assert all(0 < epoch["train/train_loss"] < 10 for epoch in epochs)
 
 
-def test_more_of_them_than_bound_stop_the_run(shop_folder, tmp_path):
-    gin.parse_config("Guards.skip_nonfinite = 2")
-    with pytest.raises(InputError, match=r"the loss is inf at step \d+; .* Guards.skip_nonfinite = 3 to skip it"):
-        run(shop_folder, tmp_path, loss=broken_now_and_then)
+def test_more_of_them_than_asked_stop_the_run(shop, tmp_path):
+    with pytest.raises(InputError, match=r"the loss is inf at step \d+; .* TrainConfig.skip_nonfinite = 3 to skip it"):
+        run(shop, tmp_path / "run", loss=broken_now_and_then, skip_nonfinite=2)
 
 
-def test_the_automatic_batch_trains_and_a_larger_one_does_not_fit(shop_folder, tmp_path, monkeypatch):
-    from seqrec_jax.tasks import compiled_step
-
+def test_the_automatic_batch_trains_and_a_larger_one_does_not_fit(shop, tmp_path, monkeypatch):
     tried = {}
-    compile_ = compiled_step.StepCompiler.compile
+    compile_ = StepCompiler.compile
 
     def recorded(self, batch_size):
         made = compile_(self, batch_size)
@@ -73,62 +74,58 @@ def test_the_automatic_batch_trains_and_a_larger_one_does_not_fit(shop_folder, t
         assert made.bytes >= compiled_bytes(made.step)
         return made
 
-    monkeypatch.setattr(compiled_step.StepCompiler, "compile", recorded)
-    gin.parse_config("Guards.memory_limit = '2MB'")
-    results = run(shop_folder, tmp_path, train_batch_size="auto")
+    monkeypatch.setattr(StepCompiler, "compile", recorded)
+    results = run(shop, tmp_path / "run", RunSettings(memory_limit="2MB"), train_batch_size="auto")
     assert results["train"]["steps"] > 0
     chosen = max(size for size, needed in tried.items() if needed <= 2_000_000)
     assert 200 < chosen < results["train"]["targets"] / 2
     (tmp_path / "run" / "results.json").unlink()
-    gin.parse_config("Guards.memory_limit = '4MB'")
-    again = run(shop_folder, tmp_path, train_batch_size="auto")  # goes on with the batch that it was begun with
-    assert again["params_sha256"] == results["params_sha256"]
-    gin.parse_config("Guards.memory_limit = '2MB'")
+    again = run(shop, tmp_path / "run", RunSettings(memory_limit="4MB"), train_batch_size="auto")
+    assert again["params_sha256"] == results["params_sha256"]  # it goes on with the batch that it was begun with
     with pytest.raises(InputError, match=r"a step needs 0.002\d* GB of memory, but a device has 0.002 GB; bind"):
-        run(shop_folder, tmp_path / "more", train_batch_size=int(1.3 * chosen))
-    gin.parse_config("Guards.memory_limit = '100kB'")
-    with pytest.raises(InputError, match=r"Guards\.memory_limit = '100kB': is no amount of memory"):
-        run(shop_folder, tmp_path / "none", train_batch_size="auto")
+        run(shop, tmp_path / "more", RunSettings(memory_limit="2MB"), train_batch_size=int(1.3 * chosen))
+    with pytest.raises(InputError, match=r"RunSettings\.memory_limit = '100kB': is no amount of memory"):
+        run(shop, tmp_path / "none", RunSettings(memory_limit="100kB"), train_batch_size="auto")
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(
-    ("bindings", "words"),
+    ("settings", "words"),
     [
-        ("Guards.max_hours = 0", "MAX_HOURS = 0 is not above 0"),
-        ("Guards.skip_nonfinite = -1", "Guards.skip_nonfinite = -1 is below 0"),
-        ("Guards.memory_limit = '1MB'", "a step needs 0.00.* GB of memory, but a device has 0.001 GB"),
-        ("Checkpoints.keep = 1", "Checkpoints.keep = 1 is below 2"),
-        ("Checkpoints.every_minutes = 0.0", "Checkpoints.every_minutes = 0.0 is not above 0"),
-        ("Reports.every_steps = 0", "Reports.every_steps = 0 is below 1"),
-        ("Reports.trace = (5, 3)", r"Reports.trace = \(5, 3\) is no pair of a first and a last step"),
-        ("pretrain.ema_decay = 1.0", r"pretrain.ema_decay = 1.0 is not in \(0, 1\)"),
-        ("pretrain.train_batch_size = 'all'", "pretrain.train_batch_size = 'all' is neither a number nor 'auto'"),
-        ("pretrain.model_axis = 3", "pretrain.model_axis = 3 does not divide the 4 devices"),
-        ("pretrain.model_axis = 4\nArchitecture.embedding_size = 6", "Architecture.embedding_size = 6 does not divide"),
-        ("warmup_linear.warmup = 2.0\npretrain.schedule = @warmup_linear", "warmup_linear.warmup = 2.0"),
-        ("adam.max_grad_norm = 0.0", "max_grad_norm = 0.0 is not above 0"),
+        ({"skip_nonfinite": -1}, "TrainConfig.skip_nonfinite = -1 is below 0"),
+        ({"ema_decay": 1.0}, r"TrainConfig.ema_decay = 1.0 is not in \(0, 1\)"),
+        ({"train_batch_size": "all"}, "TrainConfig.train_batch_size = 'all' is neither a number nor 'auto'"),
+        ({"max_grad_norm": 0.0}, "TrainConfig.max_grad_norm = 0.0 is not above 0"),
     ],
 )
-def test_senseless_bindings_are_refused_and_nothing_is_left(shop_folder, tmp_path, bindings, words):
-    gin.parse_config(bindings)
+def test_senseless_settings_are_refused(settings, words):
     with pytest.raises(InputError, match=words):
-        pretrain(dataset=str(shop_folder), run_dir=str(tmp_path / "run"), epochs=2, **(
-            {} if "train_batch_size" in bindings else {"train_batch_size": 400}))  # fmt: skip
+        TrainConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"memory_limit": "1MB"}, "a step needs 0.00.* GB of memory, but a device has 0.001 GB"),
+        ({"model_axis": 3}, "RunSettings.model_axis = 3 does not divide the 4 devices"),
+    ],
+)
+def test_what_does_not_fit_the_machine_is_refused_and_nothing_is_left(shop, tmp_path, settings, words):
+    with pytest.raises(InputError, match=words):
+        run(shop, tmp_path / "run", RunSettings(**settings), hidden_size=24)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_trace_of_the_steps_that_were_asked_for(shop_folder, tmp_path):
-    gin.parse_config("Reports.trace = (3, 5)")
-    run(shop_folder, tmp_path)
-    traces = list((tmp_path / "run" / "trace").rglob("*.trace.json.gz"))
-    assert traces
-    assert list((tmp_path / "run" / "trace").rglob("*.xplane.pb"))
+def test_a_table_that_does_not_divide_over_the_devices_is_refused(shop, tmp_path):
+    corpus = Corpus(shop)
+    model = Recommender.create(corpus, Architecture(hidden_size=16, n_layers=1, embedding_size=6))
+    with pytest.raises(InputError, match=r"Architecture\.embedding_size = 6 does not divide"):
+        fit(model, corpus, CONFIG, tmp_path / "run", settings=RunSettings(model_axis=4))
 
 
-def test_metrics_tell_what_the_run_costs(shop_folder, tmp_path):
-    results = run(shop_folder, tmp_path)
-    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    steps = [record for record in records if record["kind"] == "step"]
+def test_metrics_report_what_the_run_costs_and_a_trace_what_was_asked_for(shop, tmp_path):
+    results = run(shop, tmp_path / "run", RunSettings(reports=Reports(every_steps=5, trace=(3, 5))))
+    steps = records(tmp_path / "run", "step")
     assert [record["step"] for record in steps] == [5, 10, 15]
     for record in steps:
         metrics = record["metrics"]
@@ -137,6 +134,8 @@ def test_metrics_tell_what_the_run_costs(shop_folder, tmp_path):
         assert 0 <= metrics["step/waiting_share"] <= 1
         assert 0.05 < metrics["step/host_memory_gb"] <= metrics["step/host_memory_peak_gb"]
         assert metrics["step/grad_norm"] > 0
-    last = [record["metrics"] for record in records if record["kind"] == "epoch"][-1]
+    last = records(tmp_path / "run", "epoch")[-1]["metrics"]
     assert last["train/targets"] == results["train"]["targets"]
     assert last["train/tokens"] > last["train/targets"]
+    for name in ("*.trace.json.gz", "*.xplane.pb"):
+        assert list((tmp_path / "run" / "trace").rglob(name))

@@ -10,23 +10,32 @@ import time
 import pytest
 
 BINDINGS = {
-    "pretrain.epochs": 6,
-    "pretrain.eval_every": 3,
-    "pretrain.train_batch_size": 400,
+    "TrainConfig.epochs": 6,
+    "TrainConfig.eval_every": 3,
+    "TrainConfig.train_batch_size": 400,
+    "TrainConfig.learning_rate": 5e-3,
+    "TrainConfig.loss": "@sampled_softmax",
+    "TrainConfig.ranking": "@Ranking()",
+    "sampled_softmax.n_negatives": 64,
+    "Ranking.batch_size": 7,
     "Architecture.hidden_size": 32,
     "Architecture.n_layers": 1,
-    "one_cycle.learning_rate": 5e-3,
-    "sampled_softmax.n_negatives": 64,
-    "Ranking.rows": 7,
     "Reports.every_steps": 5,
-    "Tracker.uri": None,
+    "RunSettings.reports": "@Reports()",
 }
+RUN = """
+run.task = @pretrain
+pretrain.corpus = @Corpus()
+pretrain.architecture = @Architecture()
+pretrain.config = @TrainConfig()
+pretrain.settings = @RunSettings()
+"""
 
 
 def start(dataset, run_dir, *flags, devices=2, **bindings) -> subprocess.Popen:
     gin_file = run_dir.parent / "run.gin"
-    gin_file.write_text("run.task = @pretrain\n")
-    places = {"pretrain.dataset": f"'{dataset}'", "pretrain.run_dir": f"'{run_dir}'"}
+    gin_file.write_text(RUN)
+    places = {"Corpus.datasets": f"'{dataset}'", "pretrain.run_dir": f"'{run_dir}'"}
     command = [sys.executable, "-m", "seqrec_jax.main", f"--gin_file={gin_file}", *flags]
     command += [f"--gin_bindings={name} = {value}" for name, value in (places | BINDINGS | bindings).items()]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
@@ -49,7 +58,7 @@ def records(run_dir) -> dict:
 
 
 def test_two_hosts_are_one_run(shop_folder, tmp_path):
-    hosts = start_hosts(shop_folder, tmp_path / "two", **{"pretrain.model_axis": 2})
+    hosts = start_hosts(shop_folder, tmp_path / "two", **{"RunSettings.model_axis": 2})
     printed = [host.communicate(timeout=200)[0] for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], printed
     assert "Results" in printed[0]
@@ -72,7 +81,7 @@ def test_two_hosts_are_one_run(shop_folder, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_where_a_host_dies_the_other_says_so(shop_folder, tmp_path, victim):
-    hosts = start_hosts(shop_folder, tmp_path / "run", **{"pretrain.epochs": 10_000})
+    hosts = start_hosts(shop_folder, tmp_path / "run", **{"TrainConfig.epochs": 10_000})
     for line in hosts[0].stdout:
         if "loss" in line and " of " in line:
             break

@@ -1,8 +1,10 @@
+"""Bootstrap intervals of metrics, and the paired comparison of two models."""
+
 import numpy as np
 import pytest
 from scipy.stats import permutation_test, ttest_rel
 
-from seqrec_jax.evaluation.intervals import bootstrap_interval, compare, intervals
+from seqrec_jax.evaluation.intervals import bootstrap_interval, intervals, paired_difference
 from seqrec_jax.evaluation.metrics import per_user, summarize
 
 METRIC = "ndcg_at_10"
@@ -48,7 +50,7 @@ def test_p_is_that_of_scipys_permutation_test():
     rng = np.random.default_rng(1)
     first = ranks_of(rng, 200, 0.05)
     second = np.maximum(0, first - rng.integers(-2, 4, 200))
-    found = compare(first, second, METRIC, 20_000, 0)
+    found = paired_difference(first, second, METRIC, 20_000, 0)
     expected = permutation_test(
         (gains(second), gains(first)), lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples",
         vectorized=True, n_resamples=5_000, rng=np.random.default_rng(0),
@@ -65,9 +67,9 @@ def test_p_is_even_where_nothing_differs():
     rng, p = np.random.default_rng(2), []
     for seed in range(200):
         first, second = ranks_of(rng, 300, 0.05), ranks_of(rng, 300, 0.05)
-        p.append(compare(first, second, METRIC, 500, seed).p)
+        p.append(paired_difference(first, second, METRIC, 500, seed).p)
     assert 0.01 <= np.mean(np.array(p) < 0.05) <= 0.10
-    same = compare(first, first, METRIC, 500, 0)
+    same = paired_difference(first, first, METRIC, 500, 0)
     assert (same.difference, same.p, same.low, same.high) == (0.0, 1.0, 0.0, 0.0)
 
 
@@ -104,7 +106,7 @@ def test_a_comparison_turns_users_and_not_targets():
         turned = rng.permutation(first)[: users.max() + 1] % 40  # one figure a user, alike in all of its targets
         second = turned[users]
         other = rng.permutation(turned)[users]
-        p.append(compare(second, other, METRIC, 200, seed, users).p)
+        p.append(paired_difference(second, other, METRIC, 200, seed, users).p)
     assert 0.0 <= np.mean(np.array(p) < 0.05) <= 0.11
-    same = compare(first, first, METRIC, 200, 0, users)
+    same = paired_difference(first, first, METRIC, 200, 0, users)
     assert (same.difference, same.low, same.high, same.p) == (0.0, 0.0, 0.0, 1.0)

@@ -115,7 +115,7 @@ def test_budgets_in_hours_and_money():
     prices = Prices(1e14, 2.0)
     assert prices.compute(10, "gpu_hours") == pytest.approx(10 * 3600 * 1e14 / 6)
     assert prices.compute(20, "price") == pytest.approx(prices.compute(10, "gpu_hours"))
-    assert prices.told(prices.compute(10, "gpu_hours")) == pytest.approx(
+    assert prices.in_units(prices.compute(10, "gpu_hours")) == pytest.approx(
         {"training_flops": 3.6e18, "gpu_hours": 10, "price": 20}
     )
 

@@ -5,11 +5,18 @@ import re
 import gin
 import pytest
 
-import seqrec_jax.main  # noqa: F401  (its tasks register with Gin)
+import seqrec_jax.main
 from seqrec_jax.errors import InputError
-from seqrec_jax.launcher import available_gin_files, config_root, configure
+from seqrec_jax.launcher import available_gin_files, config_root
+from seqrec_jax.launcher import configure as configure_with
 
 DATASET, RUN_DIR = "DATASET='d'", "RUN_DIR='r'"
+
+
+def configure(gin_files, gin_bindings):
+    configure_with(gin_files, gin_bindings, seqrec_jax.main.MOVED)
+
+
 WRONG = {
     "no --gin_file; one of: .*gin/quickstart.gin": ([], []),
     "Gin file not found: gin/quikstart.gin; did you mean 'gin/quickstart.gin'": (["gin/quikstart.gin"], []),
@@ -18,20 +25,27 @@ WRONG = {
         ["gin/beauty.gin"],
         [DATASET, RUN_DIR, "DATASETS='x'"],
     ),
-    "unknown Gin binding 'pretrain.epocs'; did you mean 'pretrain.epochs'": (
+    "unknown Gin binding 'TrainConfig.epocs'; did you mean 'TrainConfig.epochs'": (
+        ["gin/beauty.gin"],
+        [DATASET, RUN_DIR, "TrainConfig.epocs = 3"],
+    ),
+    "unknown Gin binding 'pretrain.epocs'; did you mean 'TrainConfig.epochs'": (
         ["gin/beauty.gin"],
         [DATASET, RUN_DIR, "pretrain.epocs = 3"],
     ),
     "unknown Gin name 'pretain'; did you mean 'pretrain'": (
         ["gin/beauty.gin"],
-        [DATASET, RUN_DIR, "pretain.epochs = 3"],
+        [DATASET, RUN_DIR, "pretain.run_dir = 3"],
     ),
     "unknown Gin name 'adamm'; did you mean 'adam": (
         ["gin/beauty.gin"],
-        [DATASET, RUN_DIR, "pretrain.optimizer = @adamm"],
+        [DATASET, RUN_DIR, "TrainConfig.optimizer = @adamm"],
     ),
     r"Gin binding RUN_DIR \(pretrain.run_dir\) = 7 is no str": (["gin/beauty.gin"], [DATASET, "RUN_DIR = 7"]),
-    r"Gin binding EPOCHS \(pretrain.epochs\) = '5' is no int": (["gin/beauty.gin"], [DATASET, RUN_DIR, "EPOCHS = '5'"]),
+    r"Gin binding EPOCHS \(TrainConfig.epochs\) = '5' is no int": (
+        ["gin/beauty.gin"],
+        [DATASET, RUN_DIR, "EPOCHS = '5'"],
+    ),
     r"Gin binding Ranking.ks = 10 is no tuple\[int, \.\.\.\]": (
         ["gin/beauty.gin"],
         [DATASET, RUN_DIR, "Ranking.ks = 10"],
@@ -54,7 +68,7 @@ WRONG = {
         ["SOURCE='s'", "OUTPUT='o'", "SIZE = [100000]"],
     ),
     r"missing value for OUTPUT: add --gin_bindings=\"OUTPUT='...'\"": (["gin/etl_amazon.gin"], ["SOURCE='s'"]),
-    "Gin configuration: ": (["gin/beauty.gin"], [DATASET, RUN_DIR, "pretrain.epochs = = 3"]),
+    "Gin configuration: ": (["gin/beauty.gin"], [DATASET, RUN_DIR, "TrainConfig.epochs = = 3"]),
 }
 
 
@@ -122,7 +136,7 @@ def test_published_configurations(name, bound):
         for where, keys in {
             "Architecture": ("n_layers", "inner_size", "embedding_size"),
             "sampled_softmax": ("n_negatives",),
-            "pretrain": ("stopping_step",),
+            "TrainConfig": ("stopping_step",),
         }.items()
         for key in keys
     }

@@ -2,12 +2,13 @@
 
 import jax.numpy as jnp
 import numpy as np
+from conftest import graph_of
 from flax import nnx
 
-from seqrec_jax.data.lexical import lexical_vectors
-from seqrec_jax.model.lexical import LexicalHead
-from seqrec_jax.model.recommender import Architecture, build
-from seqrec_jax.model.transformer import attention_bias
+from seqrec_jax.items.lexical import lexical_vectors
+from seqrec_jax.model.blocks.attention import attention_bias
+from seqrec_jax.model.spec import Architecture
+from seqrec_jax.model.terms.lexical import LexicalTerm
 
 
 def tokens(*items):
@@ -49,11 +50,11 @@ def test_a_word_that_every_item_has_tells_nothing():
 
 
 def test_a_fresh_head_asks_for_the_words_of_the_latest_items_of_the_same_user():
-    head = LexicalHead(8, 6, rngs=nnx.Rngs(0))
+    head = LexicalTerm(Architecture(hidden_size=8, max_length=6, lexical_size=6), rngs=nnx.Rngs(0))
     segments = jnp.array([[1, 1, 1, 2, 2, 0]])
     vectors = jnp.eye(6)[None]
     nothing = jnp.zeros((1, 6, 8))
-    asked = np.asarray(head(nothing, nothing, vectors, attention_bias(segments)))[0, :, 8:]
+    asked = np.asarray(head.read_sequence(nothing, nothing, vectors, attention_bias(segments)))[0, :, 8:]
     assert (np.diff(asked[2, :3]) > 0).all()  # the later, the more
     np.testing.assert_allclose(asked[2].sum(), 5, rtol=1e-5)
     np.testing.assert_allclose(asked[4, :3], 0, atol=1e-6)
@@ -61,11 +62,10 @@ def test_a_fresh_head_asks_for_the_words_of_the_latest_items_of_the_same_user():
 
 
 def test_an_untrained_model_finds_what_shares_words(shop):
-    architecture = Architecture(1, 2, 8, 8, max_length=20, lexical_size=64)
-    graph, params = build(architecture, {"title": shop.vocab_size}, seed=0)
+    graph = graph_of(Architecture(1, 2, 8, 8, max_length=20, lexical_size=64), title=shop.vocab_size)
     title = shop.tokens("title")
     features = {"title": title, "lexical": lexical_vectors([title], shop.vocab_size, 64)}
-    model = nnx.merge(graph, params)
+    model = graph.merge(graph.init(0))
     catalog = model.encode_items(features)
     assert catalog.shape == (shop.n_items + 1, 72)
     items = jnp.arange(1, 41)

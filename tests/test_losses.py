@@ -5,18 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqrec_jax.data.split import TrainingLog
+from seqrec_jax.data.split import TrainInteractions
 from seqrec_jax.errors import InputError
 from seqrec_jax.losses.cross_entropy import cross_entropy
 from seqrec_jax.losses.full_softmax import full_softmax, log_normalizer
-from seqrec_jax.losses.negatives import Keys, Predictions, local, shared
+from seqrec_jax.losses.loss import Keys, LossInputs, ModelOutputs
+from seqrec_jax.losses.negatives import local, shared
 from seqrec_jax.losses.pairwise import bce, bpr, gbce
 from seqrec_jax.losses.proposals.by_count import popularity, uniform
-from seqrec_jax.losses.proposals.interface import Observed
 from seqrec_jax.losses.sampled_softmax import sampled_softmax
 
 COUNTS = np.array([0, 4, 3, 10, 1, 100, 7, 0, 25])
-LOG = TrainingLog(COUNTS, lambda: iter(()))
+TRAIN = TrainInteractions(COUNTS, lambda: iter(()))
 Q = (COUNTS + 1.0) / (COUNTS[1:] + 1.0).sum()
 KEYS = Keys(jax.random.key(0), jnp.arange(6))
 RNG = np.random.default_rng(0)
@@ -26,21 +26,21 @@ DRAWN = RNG.integers(1, 9, (6, 7))
 DRAWN[0, 2] = TARGETS[0]
 
 
-def predictions(outputs, table, drawn=None):
+def outputs_of(outputs, table, drawn=None):
     """As a step makes them, the whole catalog encoded."""
     zeros = jnp.zeros((1, len(TARGETS)), jnp.int32)
     targets = jnp.asarray(TARGETS)
-    observed = Observed(targets, jnp.arange(len(TARGETS)), zeros, zeros)
+    inputs = LossInputs(targets, jnp.arange(len(TARGETS)), zeros, zeros)
     rows = None if drawn is None else jnp.asarray(drawn)
-    return Predictions(
-        observed, outputs[None], outputs[None], outputs, table[targets], len(table) - 1, table, None, rows, rows
+    return ModelOutputs(
+        inputs, outputs[None], outputs[None], outputs, table[targets], len(table) - 1, table, None, rows, rows
     )
 
 
 def losses_of(loss, outputs=OUTPUTS, table=TABLE, drawn=None, proposal=None):
     with jax.enable_x64(True):
-        predicted = predictions(jnp.asarray(outputs), jnp.asarray(table), drawn)
-        return np.asarray(loss.losses(KEYS, predicted, popularity(LOG) if proposal is None else proposal))
+        model = outputs_of(jnp.asarray(outputs), jnp.asarray(table), drawn)
+        return np.asarray(loss.losses(KEYS, model, popularity(TRAIN) if proposal is None else proposal))
 
 
 def softmax_loss(logits, label, smoothing=0.0):
@@ -121,15 +121,76 @@ def test_full_softmax_is_over_the_whole_catalog(temperature, smoothing):
         )
 
 
+GROUPS = {"two": np.array([0, 1, 1, 1, 2, 2, 2, 1, 1]), "eight": np.arange(9)}
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS)
+def test_items_of_another_group_do_not_compete_in_the_full_softmax(groups, smoothing):
+    temperature = 0.5
+    with jax.enable_x64(True):
+        model = outputs_of(jnp.asarray(OUTPUTS), jnp.asarray(TABLE))
+        model = model._replace(group_ids=jnp.asarray(groups), n_groups=int(groups.max()))
+        loss = np.asarray(full_softmax(temperature, smoothing).losses(KEYS, model, None))
+    for i, target in enumerate(TARGETS):
+        items = np.flatnonzero(groups == groups[target])
+        logits = TABLE[items] @ OUTPUTS[i] / temperature
+        assert loss[i] == pytest.approx(softmax_loss(logits, list(items).index(target), smoothing), rel=1e-5, abs=1e-9)
+
+
+def test_more_than_eight_groups_compete_apart():
+    table = RNG.normal(size=(25, 4)).astype(np.float32)
+    groups = np.array([0, *np.repeat(np.arange(1, 13), 2)])  # two items each
+    targets = jnp.array([23, 24, 1, 17, 20, 3])
+    model = outputs_of(jnp.asarray(OUTPUTS, jnp.float32), jnp.asarray(table))
+    model = model._replace(
+        inputs=model.inputs._replace(targets=targets), target_embeddings=jnp.asarray(table)[targets],
+        group_ids=jnp.asarray(groups), n_groups=12,
+    )  # fmt: skip
+    loss = full_softmax().losses(KEYS, model, None)
+    for i, target in enumerate(np.asarray(targets)):
+        items = np.flatnonzero(groups == groups[target])
+        assert float(loss[i]) == pytest.approx(
+            softmax_loss(table[items] @ OUTPUTS[i], list(items).index(target)), rel=1e-4, abs=1e-6
+        )
+
+
+def test_padding_leaves_gradients_finite():
+    """Targets of padding have weight 0, which an infinite gradient would turn into NaN."""
+    model = outputs_of(jnp.asarray(OUTPUTS, jnp.float32), jnp.asarray(TABLE, jnp.float32))
+    padding = model.inputs._replace(targets=jnp.zeros_like(model.inputs.targets))
+    model = model._replace(
+        inputs=padding, group_ids=jnp.asarray(GROUPS["two"]), n_groups=2, history_offset=jnp.float32(-3)
+    )
+
+    def total(outputs):
+        scored = model._replace(outputs=outputs, hidden=outputs[None])
+        return full_softmax().losses(KEYS, scored, None).sum()
+
+    assert jnp.isfinite(jax.grad(total)(200 * model.outputs)).all()
+
+
+def test_draws_of_another_group_are_no_negatives():
+    groups = GROUPS["two"]
+    with jax.enable_x64(True):
+        model = outputs_of(jnp.asarray(OUTPUTS), jnp.asarray(TABLE), DRAWN)
+        model = model._replace(group_ids=jnp.asarray(groups), n_groups=2)
+        loss = np.asarray(bce(7).losses(KEYS, model, popularity(TRAIN)))
+    for i, target in enumerate(TARGETS):
+        negatives = [item for item in DRAWN[i] if item != target and groups[item] == groups[target]]
+        expected = -log_sigmoid(TABLE[target] @ OUTPUTS[i]) - log_sigmoid(-TABLE[negatives] @ OUTPUTS[i]).sum()
+        assert loss[i] == pytest.approx(expected, rel=1e-6)
+
+
 def test_an_offset_for_the_history_changes_its_items_alone():
     history, slots = jnp.array([[1, 5, 1, 8, 0, 3]]), jnp.array([0, 1, 2, 3])
     positions = jnp.array([[0, 1, 2, 3, 0, 1]])
     targets, outputs = jnp.array([5, 1, 8, 2]), jnp.asarray(OUTPUTS[:4], jnp.float32)
     table = jnp.asarray(TABLE, jnp.float32)
     hidden = jnp.zeros((1, 6, 4)).at[0, :4].set(outputs)
-    observed = Observed(targets, slots, history, positions)
-    predicted = Predictions(observed, hidden, table[history], outputs, table[targets], 8, table, jnp.float32(-1.5))
-    loss = full_softmax(0.5).losses(KEYS, predicted, None)
+    inputs = LossInputs(targets, slots, history, positions)
+    model = ModelOutputs(inputs, hidden, table[history], outputs, table[targets], 8, table, jnp.float32(-1.5))
+    loss = full_softmax(0.5).losses(KEYS, model, None)
     held = [{1}, {1, 5}, {1, 5}, {1, 5, 8}]
     for i, target in enumerate(targets):
         logits = np.array([TABLE[item] @ OUTPUTS[i] - 1.5 * (item in held[i]) for item in range(1, 9)]) / 0.5
@@ -143,12 +204,12 @@ def test_history_negatives_stand_against_the_target_as_n_draws_would(offset):
     targets, outputs = jnp.array([5, 1, 8, 2]), jnp.asarray(OUTPUTS[:4], jnp.float32)
     table, drawn = jnp.asarray(TABLE, jnp.float32), jnp.array([[2, 7, 6]])
     hidden = jnp.zeros((1, 6, 4)).at[0, :4].set(outputs)
-    observed = Observed(targets, slots, history, positions)
+    inputs = LossInputs(targets, slots, history, positions)
     number = None if offset is None else jnp.float32(offset)
-    predicted = Predictions(observed, hidden, table[history], outputs, table[targets], 8, table, number, drawn, drawn)
+    model = ModelOutputs(inputs, hidden, table[history], outputs, table[targets], 8, table, number, drawn, drawn)
     loss = sampled_softmax(3, shared, correct_positive=False, history_negatives=True)
     assert loss.scores_history
-    values = loss.losses(KEYS, predicted, popularity(LOG))
+    values = loss.losses(KEYS, model, popularity(TRAIN))
     held = [{1}, {1, 5} - {1}, {1, 5}, {1, 5, 8}]
     for i, target in enumerate(np.asarray(targets)):
         logits = [TABLE[target] @ OUTPUTS[i] + np.log(3) + (offset or 0) * (i == 1)]  # the second is bought again
@@ -173,7 +234,7 @@ def test_gradients_are_those_of_finite_differences(name):
 
     @jax.jit
     def total(arrays):
-        return (jnp.asarray(weights) * LOSSES[name].losses(KEYS, predictions(*arrays, drawn), popularity(LOG))).sum()
+        return (jnp.asarray(weights) * LOSSES[name].losses(KEYS, outputs_of(*arrays, drawn), popularity(TRAIN))).sum()
 
     with jax.enable_x64(True):
         arrays = [jnp.asarray(OUTPUTS), jnp.asarray(TABLE)]
@@ -216,11 +277,11 @@ def test_the_full_softmax_never_holds_targets_by_catalog():
 @pytest.mark.parametrize("correct_positive", [False, True])
 @pytest.mark.parametrize("make", [uniform, popularity])
 def test_the_gradient_of_the_sampled_softmax_tends_to_that_of_the_full(make, correct_positive):
-    proposal = make(LOG)
+    proposal = make(TRAIN)
 
     def grad(loss, drawn=None):
         return jax.grad(
-            lambda outputs: loss.losses(KEYS, predictions(outputs, jnp.asarray(TABLE), drawn), proposal).sum()
+            lambda outputs: loss.losses(KEYS, outputs_of(outputs, jnp.asarray(TABLE), drawn), proposal).sum()
         )(jnp.asarray(OUTPUTS))
 
     limit = np.asarray(grad(full_softmax()))

@@ -5,16 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqrec_jax.data.split import TrainingLog
+from seqrec_jax.data.split import TrainInteractions
 from seqrec_jax.errors import InputError
-from seqrec_jax.losses.negatives import Keys, Negatives, Predictions, local, score_rows, shared
+from seqrec_jax.losses.loss import Keys, LossInputs, ModelOutputs
+from seqrec_jax.losses.negatives import Negatives, local, shared
 from seqrec_jax.losses.proposals.by_count import popularity, uniform
 from seqrec_jax.losses.proposals.in_batch import positive_mixing, similarity
-from seqrec_jax.losses.proposals.interface import Observed
 from seqrec_jax.losses.proposals.knn import knn
+from seqrec_jax.losses.scores import score_rows
 
 COUNTS = np.array([0, 0, 3, 10, 1, 100, 7, 0, 25])
-LOG = TrainingLog(COUNTS, lambda: iter(()))
+TRAIN = TrainInteractions(COUNTS, lambda: iter(()))
 
 
 def keys_of(seen):
@@ -25,14 +26,14 @@ RNG = np.random.default_rng(0)
 TABLE = RNG.normal(size=(9, 4)).astype(np.float32)
 
 
-def observed(targets):
+def inputs_of(targets):
     zeros = jnp.zeros((1, len(targets)), jnp.int32)
-    return Observed(jnp.asarray(targets, jnp.int32), jnp.arange(len(targets)), zeros, zeros)
+    return LossInputs(jnp.asarray(targets, jnp.int32), jnp.arange(len(targets)), zeros, zeros)
 
 
-def predictions(seen, outputs, drawn=None):
+def outputs_of(seen, outputs, drawn=None):
     table = jnp.asarray(TABLE)
-    return Predictions(
+    return ModelOutputs(
         seen, table[None], table[None], jnp.asarray(outputs), table[seen.targets], 8, table, None, drawn, drawn
     )
 
@@ -40,10 +41,10 @@ def predictions(seen, outputs, drawn=None):
 @pytest.mark.parametrize("sets", [local, shared])
 def test_negatives_are_scored_with_their_q_and_marked_where_they_hit(sets):
     targets, outputs = RNG.integers(1, 9, 150), RNG.normal(size=(150, 4)).astype(np.float32)
-    negatives, proposal, seen = Negatives(6, sets, "sampled_softmax"), popularity(LOG), observed(targets)
+    negatives, proposal, seen = Negatives(6, sets, "sampled_softmax"), popularity(TRAIN), inputs_of(targets)
     drawn = negatives.draw(keys_of(seen), seen, proposal)
     assert drawn.shape == ((150, 6) if sets is local else (1, 6))
-    scored = negatives.score(keys_of(seen), predictions(seen, outputs, drawn), proposal)
+    scored = negatives.score(keys_of(seen), outputs_of(seen, outputs, drawn), proposal)
     every = np.broadcast_to(drawn, (150, 6))
     q = (COUNTS + 1) / 154
     np.testing.assert_allclose(scored.negative, np.einsum("th,tnh->tn", outputs, TABLE[every]), atol=1e-5)
@@ -54,8 +55,8 @@ def test_negatives_are_scored_with_their_q_and_marked_where_they_hit(sets):
 
 
 def test_local_sets_differ_and_a_shared_set_is_one():
-    seen = observed(RNG.integers(1, 9, 150))
-    assert len(np.unique(Negatives(6, local, "bce").draw(keys_of(seen), seen, uniform(LOG)), axis=0)) > 100
+    seen = inputs_of(RNG.integers(1, 9, 150))
+    assert len(np.unique(Negatives(6, local, "bce").draw(keys_of(seen), seen, uniform(TRAIN)), axis=0)) > 100
 
 
 def test_blocked_scores_have_the_gradients_of_unblocked_ones():
@@ -88,9 +89,9 @@ def test_local_scores_never_hold_targets_by_negatives_by_hidden():
 
 def test_similarity_draws_the_batchs_targets_by_their_cosine():
     targets, outputs = np.array([3, 5, 3, 8, 0]), RNG.normal(size=(5, 4)).astype(np.float32)  # 0 is padding
-    seen, n = observed(targets), 1_000_000
-    scored = jax.jit(lambda p: Negatives(n, local, "bce").score(keys_of(p.observed), p, similarity(LOG)))(
-        predictions(seen, outputs)
+    seen, n = inputs_of(targets), 1_000_000
+    scored = jax.jit(lambda p: Negatives(n, local, "bce").score(keys_of(p.inputs), p, similarity(TRAIN)))(
+        outputs_of(seen, outputs)
     )
     unit = TABLE / np.linalg.norm(TABLE, axis=1, keepdims=True)
     for ordinal in range(4):
@@ -113,9 +114,9 @@ def test_similarity_draws_the_batchs_targets_by_their_cosine():
 @pytest.mark.parametrize("sets", [local, shared])
 def test_positive_mixing_moves_the_target_in_all_directions_alike(sets):
     outputs = RNG.normal(size=(5, 4)).astype(np.float32)
-    seen, n = observed(RNG.integers(1, 9, 5)), 200_000
-    score = jax.jit(lambda p: Negatives(n, sets, "bce").score(keys_of(p.observed), p, positive_mixing(LOG, 2.0)))
-    scored = score(predictions(seen, outputs))
+    seen, n = inputs_of(RNG.integers(1, 9, 5)), 200_000
+    score = jax.jit(lambda p: Negatives(n, sets, "bce").score(keys_of(p.inputs), p, positive_mixing(TRAIN, 2.0)))
+    scored = score(outputs_of(seen, outputs))
     moved = (scored.negative - scored.positive[:, None]) / 2 / np.linalg.norm(outputs, axis=1, keepdims=True)
     assert float(jnp.abs(moved).max()) <= 1 + 1e-5  # the cosine with a unit vector
     np.testing.assert_allclose(moved.mean(1), 0, atol=0.01)
@@ -128,10 +129,25 @@ def test_positive_mixing_moves_the_target_in_all_directions_alike(sets):
 @pytest.mark.parametrize(
     ("negatives", "proposal", "rows", "words"),
     [
-        (Negatives(9, local, "bce"), uniform(LOG), 4, "bce.n_negatives = 9 is not between 1 and the catalog's 8 items"),
-        (Negatives(0, local, "bce"), uniform(LOG), 4, "bce.n_negatives = 0"),
-        (Negatives(4, shared, "bpr"), knn(LOG, 3, 1), 4, "bpr.negatives = @shared"),
-        (Negatives(4, local, "bpr"), similarity(LOG), 1, "pretrain.proposal = @similarity"),
+        (
+            Negatives(9, local, "bce"),
+            uniform(TRAIN),
+            4,
+            "bce.n_negatives = 9 is not between 1 and the catalog's 8 items",
+        ),
+        (Negatives(0, local, "bce"), uniform(TRAIN), 4, "bce.n_negatives = 0"),
+        (
+            Negatives(4, shared, "bpr"),
+            knn(TRAIN, 3, 1),
+            4,
+            "bpr.negatives = shared, but TrainConfig.proposal has a distribution for each target",
+        ),
+        (
+            Negatives(4, local, "bpr"),
+            similarity(TRAIN),
+            1,
+            "TrainConfig.proposal draws from 2 rows of the batch or more, but a device has 1",
+        ),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_by_name(negatives, proposal, rows, words):

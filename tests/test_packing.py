@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from seqrec_jax.data.packing import all_positions, histories, one_per_row, pack, prefixes
-from seqrec_jax.data.split import Split, Targets, ranges
+from seqrec_jax.data.split import Split, Targets
+from seqrec_jax.data.store import ranges
 
 
 def split_of(train_lengths):

@@ -1,28 +1,35 @@
+"""Ranks of targets, by sorting and by what is recommended."""
+
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from seqrec_jax.data.corpus import Corpus
 from seqrec_jax.data.split import leave_one_out, train_counts
 from seqrec_jax.devices import device_mesh, replicate
 from seqrec_jax.errors import InputError
-from seqrec_jax.evaluation import ranking
-from seqrec_jax.evaluation.baselines import popularity_ranks
-from seqrec_jax.evaluation.metrics import per_user, summarize
-from seqrec_jax.evaluation.ranking import Raised, Ranking, TargetRanker, rank_targets
-from seqrec_jax.evaluation.top_items import top_items
+from seqrec_jax.evaluation import ranks as ranks_module
+from seqrec_jax.evaluation.metrics import summarize
+from seqrec_jax.evaluation.ranking import CorpusRanker, Ranking, TargetRanker, popularity_ranks
+from seqrec_jax.evaluation.ranks import rank_targets
+from seqrec_jax.inference.encoding import encode_catalog
 from seqrec_jax.losses.proposals.by_count import catalog_proposal
-from seqrec_jax.model.recommender import Architecture, build
+from seqrec_jax.model.recommender import Recommender
+from seqrec_jax.model.spec import Architecture
+from seqrec_jax.model.terms.interface import ScoreAdjustments
 
 RNG = np.random.default_rng(0)
 
 
-def ranks_of(outputs, catalog, targets, seen=None, n_sampled=None, ordinals=None, raised=None):
+def ranks_of(outputs, catalog, targets, seen=None, n_sampled=None, ordinals=None, adjustments=None):
     ordinals = np.arange(len(targets)) if ordinals is None else ordinals
     return np.asarray(
         rank_targets(
             jnp.asarray(outputs), jnp.asarray(catalog), jnp.asarray(targets), jnp.asarray(ordinals),
-            None if seen is None else jnp.asarray(seen), raised, n_sampled=n_sampled, seed=1,
+            None if seen is None else jnp.asarray(seen), adjustments, n_sampled=n_sampled, seed=1,
         )
     )  # fmt: skip
 
@@ -35,7 +42,7 @@ def scored():
 
 @pytest.mark.parametrize("items_per_block", [7, 51, 4096])
 def test_full_ranks_equal_sorting(scored, items_per_block, monkeypatch):
-    monkeypatch.setattr(ranking, "ITEMS_PER_BLOCK", items_per_block)
+    monkeypatch.setattr(ranks_module, "ITEMS_PER_BLOCK", items_per_block)
     outputs, catalog, targets = scored
     scores = outputs @ catalog.T
     expected = [(np.delete(scores[i], [0, t]) >= scores[i, t]).sum() for i, t in enumerate(targets)]
@@ -49,7 +56,7 @@ def test_ties_go_against_the_model():
 
 @pytest.mark.parametrize("offset", [-2.0, 1.5, -1000.0])
 @pytest.mark.parametrize("masks", [False, True])
-def test_items_whose_scores_are_raised_are_ranked_by_what_they_have_then(scored, offset, masks):
+def test_items_whose_scores_are_adjusted_are_ranked_by_what_they_have_then(scored, offset, masks):
     outputs, catalog, targets = scored
     items = np.array([RNG.permutation(np.arange(1, 51))[:7] for _ in range(30)])
     amounts = np.array([offset, offset, offset, 0.7, 2.1, 0, 0], np.float32) * np.ones((30, 1), np.float32)
@@ -60,14 +67,14 @@ def test_items_whose_scores_are_raised_are_ranked_by_what_they_have_then(scored,
             items[i, 5] = items[i, 0]
     scores = outputs @ catalog.T
     np.add.at(scores, (np.arange(30)[:, None], items), amounts)
-    raised = Raised(jnp.asarray(items, jnp.int32), jnp.asarray(amounts))
+    adjustments = ScoreAdjustments(jnp.asarray(items, jnp.int32), jnp.asarray(amounts))
     seen = np.array([np.unique(row)[-4:] for row in items]) if masks else None
     left_out = [np.setdiff1d(row, target) for row, target in zip(seen, targets, strict=True)] if masks else [[]] * 30
     beats = [np.delete(scores[i] >= scores[i, t], [0, t, *left_out[i]]) for i, t in enumerate(targets)]
     expected = [row.sum() for row in beats]
-    np.testing.assert_array_equal(ranks_of(outputs, catalog, targets, seen, raised=raised), expected)
+    np.testing.assert_array_equal(ranks_of(outputs, catalog, targets, seen, adjustments=adjustments), expected)
     if not masks:
-        sampled = ranks_of(outputs, catalog, targets, raised=raised, n_sampled=200_000) / 200_000
+        sampled = ranks_of(outputs, catalog, targets, adjustments=adjustments, n_sampled=200_000) / 200_000
         np.testing.assert_allclose(sampled, np.array(expected) / 49, atol=0.01)
 
 
@@ -97,43 +104,33 @@ def test_sampled_ranks_are_fixed_by_seed_and_ordinal(scored):
     assert abs(ranks.mean() / 200 - full.mean() / 49) < 0.02
 
 
-def test_metrics_of_one_rank():
-    assert {name: float(values[0]) for name, values in per_user(np.array([2]), 5).items()} == pytest.approx(
-        {"recall": 1, "hit": 1, "mrr": 1 / 3, "ndcg": 0.5, "precision": 0.2}
-    )
-    assert summarize(np.array([0, 9, 10]), (10,))["recall_at_10"] == pytest.approx(2 / 3)
-    assert summarize(np.zeros(0, int), (10,))["ndcg_at_10"] == 0.0
-
-
 @pytest.fixture
-def model(shop):
-    architecture = Architecture(hidden_size=16, n_heads=2, inner_size=16, max_length=6)
-    graph, params = build(architecture, dict.fromkeys(shop.features, shop.vocab_size), seed=0)
-    params = jax.tree.map(lambda array: 6 * array, params)
-    return graph, params, {name: jnp.asarray(shop.tokens(name)) for name in shop.features}
+def model(corpus):
+    architecture = Architecture(hidden_size=16, n_heads=2, inner_size=16, max_length=6, repeat_offset=True)
+    model = Recommender.create(corpus, architecture, seed=0)
+    return model.replace(params={name: 6 * array for name, array in model.params.items()})
 
 
 def rank_by(shop, model, n_devices=1, **settings):
-    graph, params, tokens = model
     mesh = device_mesh(jax.devices()[:n_devices])
-    ranker = TargetRanker(graph, shop, leave_one_out(shop).test, Ranking(**settings), 6, mesh)
-    return ranker, ranker.ranks(replicate(mesh, params), replicate(mesh, tokens))
+    ranker = TargetRanker(model.graph, shop, leave_one_out(shop).test, Ranking(**settings), mesh)
+    params = replicate(mesh, model.params)
+    return ranker, ranker.ranks(params, encode_catalog(model.graph)(params, replicate(mesh, model.features(shop))))
 
 
 @pytest.mark.parametrize("settings", [{}, {"mask_seen": True}, {"mode": "sampled50"}])
 def test_devices_and_batch_size_do_not_change_a_rank(shop, model, settings):
     _, ranks = rank_by(shop, model, **settings)
     assert len(np.unique(ranks)) > 20
-    for n_devices, rows in ((4, 8), (2, 3)):
-        np.testing.assert_array_equal(rank_by(shop, model, n_devices, rows=rows, **settings)[1], ranks)
+    for n_devices, size in ((4, 64), (2, 130)):
+        np.testing.assert_array_equal(rank_by(shop, model, n_devices, batch_size=size, **settings)[1], ranks)
 
 
 @pytest.mark.parametrize("mask_seen", [False, True])
 def test_ranks_agree_with_the_recommendations(shop, model, mask_seen):
-    graph, params, tokens = model
     _, ranks = rank_by(shop, model, mask_seen=mask_seen)
     histories = [shop.user_items(user)[:-1] for user in range(shop.n_users)]
-    items, scores = top_items(graph, params, tokens, histories, k=200, max_length=6, exclude_seen=mask_seen)
+    items, scores = model.index(shop).top(histories, k=200, exclude_seen=mask_seen)
     assert (np.diff(scores[:, :100]) <= 0).all()
     for user, rank in enumerate(ranks):
         target = shop.user_items(user)[-1]
@@ -162,28 +159,20 @@ def test_wrong_settings_are_refused(wrong):
         Ranking(**wrong)
 
 
-def test_a_learnt_offset_keeps_the_history_out_of_rankings_and_recommendations(shop):
-    architecture = Architecture(n_layers=1, n_heads=2, hidden_size=8, inner_size=8, repeat_offset=True)
-    graph, params = build(architecture, dict.fromkeys(shop.features, shop.vocab_size), seed=0)
-    tokens = {name: jnp.asarray(shop.tokens(name)) for name in shop.features}
-    mesh = device_mesh()
+def test_a_learnt_offset_keeps_the_history_out_of_rankings_and_recommendations(shop, model):
+    low = model.replace(params=model.params | {"terms/repeat/offset": jnp.float32(-100.0)})
     targets = leave_one_out(shop).test
-
-    def ranks(params, **settings):
-        ranker = TargetRanker(graph, shop, targets, Ranking(rows=8, **settings), architecture.max_length, mesh)
-        return ranker.ranks(replicate(mesh, params), replicate(mesh, tokens))
-
-    low = jax.tree.map(jnp.array, params)
-    low["repeat"] = low["repeat"].replace(jnp.float32(-100.0))
     never_again = [
         user for user, position in zip(*targets, strict=True)
-        if shop.user_items(user)[position] not in shop.user_items(user)[:position]
+        if shop.user_items(user)[position] not in shop.user_items(user)[:position] and position <= 6
     ]  # fmt: skip
     kept = np.isin(targets.users, never_again)
-    np.testing.assert_array_equal(ranks(low)[kept], ranks(params, mask_seen=True)[kept])
-    assert (ranks(low) < ranks(params)).any()
-    history = shop.user_items(3)
-    items, _ = top_items(graph, low, tokens, [history], k=20, max_length=architecture.max_length, exclude_seen=False)
+    assert kept.sum() > 20
+    ranks = rank_by(shop, low)[1]
+    np.testing.assert_array_equal(ranks[kept], rank_by(shop, model, mask_seen=True)[1][kept])
+    assert (ranks < rank_by(shop, model)[1]).any()
+    history = shop.user_items(3)[-6:]
+    items, _ = low.index(shop).top([history], k=20, exclude_seen=False)
     assert not set(items[0]) & set(history)
 
 
@@ -208,16 +197,22 @@ def test_negatives_by_popularity_are_drawn_as_often_as_they_are_bought():
     np.testing.assert_array_equal(beaten(2), beaten(2))
 
 
-def test_a_ranking_by_popularity_is_harder_than_one_among_all_alike(shop):
-    architecture = Architecture(hidden_size=8, n_layers=1, max_length=6)
-    graph, params = build(architecture, {"title": shop.vocab_size}, 0)
-    split, mesh = leave_one_out(shop), device_mesh()
-    counts = train_counts(shop, split)
+def test_a_ranking_by_popularity_is_harder_than_one_among_all_alike(corpus, model):
+    def score(mode):
+        ranker = CorpusRanker(model.graph, corpus, corpus.division.test, Ranking(mode=mode, ks=(10,)), device_mesh())
+        return ranker.popularity()["ndcg_at_10"]
 
-    def figure(mode):
-        ranker = TargetRanker(graph, shop, split.test, Ranking(mode=mode, rows=8), 6, mesh, counts=counts)
-        return popularity_ranks(ranker, counts).mean()
-
-    assert figure("popular50") > figure("sampled50")
+    assert score("popular50") < score("sampled50")
     assert Ranking(mode="popular100").n_sampled == 100
-    del params
+
+
+def test_each_dataset_of_a_corpus_is_ranked_within_its_own_catalog(shop, model, tmp_path):
+    both = Corpus([shop, str(shutil.copytree(shop.folder, tmp_path / "other"))])
+    mesh = device_mesh(jax.devices()[:1])
+    features = replicate(mesh, model.features(both.data, both.item_starts))
+    metrics = CorpusRanker(model.graph, both, both.division.test, Ranking(ks=(10,)), mesh).metrics(
+        replicate(mesh, model.params), features
+    )
+    alone = summarize(rank_by(shop, model)[1], (10,))
+    for name, value in alone.items():
+        assert metrics[name] == metrics[f"dataset/{name}"] == metrics[f"other/{name}"] == pytest.approx(value)

@@ -1,172 +1,93 @@
-"""The recommender against a plain NumPy implementation written from the description of SRT."""
+"""The recommender as a value: made, laid over another catalog, averaged."""
 
-from math import erf
+import dataclasses
+import re
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from seqrec_jax.errors import InputError
-from seqrec_jax.model import parameters
-from seqrec_jax.model.dropout import Noise
-from seqrec_jax.model.recommender import Architecture, build, items_read
-from seqrec_jax.model.transformer import Attention, attention_bias
+from seqrec_jax.model.recommender import Recommender
+from seqrec_jax.model.spec import Architecture
 
-VOCAB = {"title": 30, "brand": 12}
+SMALL = Architecture(n_layers=1, n_heads=2, hidden_size=8, inner_size=8, max_length=6)
 
 
-def numpy_layer_norm(x, p, name):
-    centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-12) * p[f"{name}/scale"] + p[f"{name}/bias"]
+def test_parameters_follow_from_the_seed_alone(corpus):
+    one, again, other = (Recommender.create(corpus, SMALL, seed=seed) for seed in (1, 1, 2))
+    for name, array in one.params.items():
+        np.testing.assert_array_equal(array, again.params[name])
+    assert not np.array_equal(one.params["position_table"], other.params["position_table"])
 
 
-def numpy_items(p, tokens):
-    pooled = [
-        np.stack([p[f"item_encoder/tables/{name}"][ids[ids > 0]].sum(0) for ids in tokens[name]]) for name in VOCAB
-    ]
-    return np.concatenate(pooled, -1) @ p["item_encoder/projection/kernel"] + p["item_encoder/projection/bias"]
-
-
-def numpy_sequence(p, items, n_layers, n_heads):
-    """[length, hidden] of one unpadded history -> [length, hidden]."""
-    length = len(items)
-    x = numpy_layer_norm(items + p["position_table"][:length], p, "norm")
-    for i in range(n_layers):
-
-        def linear(y, name, block=f"blocks/{i}"):
-            return y @ p[f"{block}/{name}/kernel"] + p[f"{block}/{name}/bias"]
-
-        q, k, v = (linear(x, f"attention/{name}") for name in ("query", "key", "value"))
-        heads = []
-        for part in np.split(np.arange(x.shape[1]), n_heads):
-            logits = q[:, part] @ k[:, part].T / np.sqrt(len(part))
-            logits[np.triu_indices(length, 1)] = -np.inf
-            weights = np.exp(logits - logits.max(-1, keepdims=True))
-            heads.append(weights / weights.sum(-1, keepdims=True) @ v[:, part])
-        x = numpy_layer_norm(x + linear(np.concatenate(heads, -1), "attention/output"), p, f"blocks/{i}/attention/norm")
-        inner = linear(x, "feed_forward/inner")
-        inner = inner * 0.5 * (1 + np.vectorize(erf)(inner / np.sqrt(2)))
-        x = numpy_layer_norm(x + linear(inner, "feed_forward/output"), p, f"blocks/{i}/feed_forward/norm")
-    return x
-
-
-@pytest.mark.parametrize(("n_layers", "n_heads", "embedding_size"), [(1, 1, None), (3, 4, 24), (2, 2, 8)])
-def test_outputs_equal_plain_numpy(n_layers, n_heads, embedding_size):
-    rng = np.random.default_rng(0)
-    architecture = Architecture(
-        n_layers=n_layers, n_heads=n_heads, hidden_size=16, inner_size=40, embedding_size=embedding_size, max_length=7
-    )
-    graph, params = build(architecture, VOCAB, seed=1)
-    p = {name: rng.normal(0, 0.3, array.shape) for name, array in parameters.named(params).items()}
-    model = nnx.merge(graph, parameters.from_named(params, {n: jnp.asarray(a, jnp.float32) for n, a in p.items()}))
-    tokens = {name: rng.integers(0, size, (9, 5)) for name, size in VOCAB.items()}
-    items = numpy_items(p, tokens)
-    np.testing.assert_allclose(model.encode_items(tokens), items, atol=2e-5)
-
-    history = [3, 1, 1, 8, 5]
-    expected = numpy_sequence(p, items[history], n_layers, n_heads)
-    padded = np.array([[*history, 0, 0]])
-    columns = np.arange(7)
-    outputs = model.encode_sequences(
-        jnp.asarray(items, jnp.float32)[padded], (columns < 5).astype(int)[None], columns[None]
-    )
-    np.testing.assert_allclose(outputs[0, :5], expected, atol=5e-5)
-
-
-def test_pooling_leaves_padding_out():
-    tokens = {"title": np.array([[3, 4, 0], [5, 0, 0]]), "brand": np.array([[1], [2]])}
-    for pooling in ("sum", "mean", "max"):
-        graph, params = build(Architecture(hidden_size=8, n_heads=1, pooling=pooling), VOCAB, seed=0)
-        longer = {name: np.pad(ids, ((0, 0), (0, 3))) for name, ids in tokens.items()}
-        model = nnx.merge(graph, params)
-        np.testing.assert_array_equal(model.encode_items(tokens), model.encode_items(longer))
-
-
-def test_an_item_has_its_text_its_own_row_or_their_sum():
-    features = {"title": np.array([[3, 4], [5, 0]]), "brand": np.array([[1], [2]]), "item_id": np.array([4, 7])}
-    rows = VOCAB | {"item_id": 9}
-    graph, params = build(Architecture(hidden_size=8, n_heads=1, item_encoder="text_and_id"), rows, seed=0)
-    model = nnx.merge(graph, params)
-    table = model.item_encoder.item_id.tables["item_id"][...]
-    expected = model.item_encoder.text(features) + table[jnp.array([4, 7])]
-    np.testing.assert_allclose(model.encode_items(features), expected, atol=1e-7)
-    assert parameters.count(params, with_tables=False) == parameters.count(params) - 9 * 8 - 8 * sum(VOCAB.values())
-
-    graph, params = build(Architecture(hidden_size=8, n_heads=1, item_encoder="id"), rows, seed=0)
-    model = nnx.merge(graph, params)
-    np.testing.assert_array_equal(
-        model.encode_items(features), model.item_encoder.tables["item_id"][...][jnp.array([4, 7])]
-    )
-
-
-def test_id_dropout_leaves_whole_rows_out_and_scales_the_others():
-    architecture = Architecture(hidden_size=8, n_heads=1, item_encoder="id", id_dropout=0.25)
-    graph, params = build(architecture, {"item_id": 4001}, seed=0)
-    model, items = nnx.merge(graph, params), {"item_id": np.arange(4001)}
-    full, dropped = model.encode_items(items), np.asarray(model.encode_items(items, jax.random.key(0)))
-    gone = (dropped == 0).all(1)
-    assert gone.mean() == pytest.approx(0.25, abs=0.03)
-    np.testing.assert_allclose(dropped[~gone], np.asarray(full)[~gone] / 0.75, rtol=1e-5)
-    some = {"item_id": np.array([7, 4000, 7, 12])}
-    np.testing.assert_array_equal(model.encode_items(some, jax.random.key(0)), dropped[some["item_id"]])
-
-
-def test_token_dropout_leaves_the_same_words_out_everywhere_in_a_step():
-    architecture = Architecture(hidden_size=8, n_heads=1, token_dropout=0.4)
-    graph, params = build(architecture, {"title": 2001}, seed=0)
-    model, alone = nnx.merge(graph, params), np.arange(2001)[:, None]
-    nothing = np.asarray(model.encode_items({"title": np.zeros((1, 1), np.int32)}))
-    full = np.asarray(model.encode_items({"title": alone}))
-    dropped = np.asarray(model.encode_items({"title": alone}, jax.random.key(0)))
-    gone = np.isclose(dropped, nothing).all(1)
-    assert gone.mean() == pytest.approx(0.4, abs=0.04)
-    np.testing.assert_allclose(dropped[~gone] - nothing, (full[~gone] - nothing) / 0.6, rtol=1e-4, atol=1e-7)
-    pairs = np.stack([alone[1:-1, 0], alone[2:, 0]], 1)
-    both = np.asarray(model.encode_items({"title": pairs}, jax.random.key(0)))
-    np.testing.assert_allclose(both, dropped[1:-1] + dropped[2:] - nothing, atol=1e-6)
-
-
-def test_histories_hold_each_item_of_the_window_once():
-    items = jnp.array([[3, 5, 3, 4, 3, 9], [1, 2, 2, 0, 0, 0]])
-    positions = jnp.array([[0, 1, 2, 0, 1, 2], [0, 1, 2, 0, 0, 0]])
-    slots = [2, 1, 5, 8]
-    row_items, counts = items_read(items, positions, jnp.array(slots))
-    held = [sorted(row[mask].tolist()) for row, mask in zip(np.asarray(row_items), np.asarray(counts), strict=True)]
-    assert held == [[3, 5], [3, 5], [3, 4, 9], [1, 2]]
-
-
-def test_plain_attention_agrees_with_the_one_that_drops_weights():
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(2, 6, 8)), jnp.float32)
-    segments = jnp.array([[1, 1, 2, 2, 2, 0], [1, 1, 1, 1, 1, 1]])
-    plain = Attention(8, 2, 0.0, 0.0, rngs=nnx.Rngs(0))
-    dropping = Attention(8, 2, 0.0, 1e-9, rngs=nnx.Rngs(0))
-    bias, noise = attention_bias(segments), Noise(jax.random.key(0), jnp.arange(2, dtype=jnp.uint32))
-    np.testing.assert_allclose(plain(x, bias, None), dropping(x, bias, noise), atol=1e-5)
-
-
-def test_initialisation_is_the_papers():
-    _, params = build(Architecture(hidden_size=64, inner_size=256), {"title": 5000}, seed=3)
-    for name, array in parameters.named(params).items():
-        if name.endswith("/scale"):
-            assert (array == 1).all()
-        elif name.endswith("/bias"):
-            assert (array == 0).all()
-        else:
-            assert abs(float(array.std()) - 0.02) < 0.002
+def test_an_adapted_model_keeps_what_it_has_and_begins_the_rest_at_nothing(corpus, shop):
+    model = Recommender.create(corpus, SMALL, seed=1)
+    adapted = model.adapt(shop, {"item_encoder": "text_and_id", "repeat_offset": True, "lexical_size": 16})
+    for name, array in model.params.items():
+        np.testing.assert_array_equal(array, adapted.params[name])
+    assert not adapted.params["item_encoder/tables/item_id"].any()
+    assert adapted.params["terms/repeat/offset"] == 0
+    assert adapted.params["terms/lexical/query/kernel"].any()
+    assert adapted.spec.catalog_sha256 == shop.catalog_sha256()
+    trained = adapted.replace(params={name: array + 1 for name, array in adapted.params.items()})
+    np.testing.assert_array_equal(trained.adapt(shop).params["item_encoder/tables/item_id"], 1)
+    elsewhere = dataclasses.replace(trained.spec, catalog_sha256="another")
+    moved = trained.replace(spec=elsewhere).adapt(shop)
+    assert not moved.params["item_encoder/tables/item_id"].any()
+    assert "item_encoder/tables/item_id" not in trained.adapt(shop, {"item_encoder": "text"}).params
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"),
-    [
-        ({"hidden_size": 65}, "Architecture.hidden_size = 65 is not divisible by Architecture.n_heads = 2"),
-        ({"pooling": "median"}, "Architecture.pooling = 'median'"),
-        ({"hidden_dropout": 1.0}, "Architecture.hidden_dropout"),
-        ({"n_layers": 0}, "Architecture.n_layers = 0"),
-    ],
-)
-def test_impossible_shapes_are_refused(wrong, words):
+    ("changes", "words"),
+    [({"hidden_size": 16}, "changes names 'hidden_size'; what .* allow to change is item_encoder"),
+     ({"hidden_dropout": 2.0}, "Architecture.hidden_dropout = 2.0 is not in")],
+)  # fmt: skip
+def test_changes_that_parameters_do_not_fit_are_refused(corpus, shop, changes, words):
     with pytest.raises(InputError, match=words):
-        Architecture(**wrong)
+        Recommender.create(corpus, SMALL).adapt(shop, changes)
+
+
+def test_a_model_of_rows_cannot_begin_to_read_text(corpus, shop):
+    model = Recommender.create(corpus, dataclasses.replace(SMALL, item_encoder="id"))
+    with pytest.raises(InputError, match="has rows for its items and reads no text"):
+        model.adapt(shop, {"item_encoder": "text_and_id"})
+
+
+def test_a_dataset_that_does_not_fit_is_refused(corpus, shop):
+    model = Recommender.create(corpus, dataclasses.replace(SMALL, item_encoder="text_and_id"))
+    model.check(shop)
+    for wrong, words in (
+        ({"tokenizer_sha256": "x"}, "another tokenizer"),
+        ({"catalog_sha256": "x"}, "another catalog"),
+    ):
+        with pytest.raises(InputError, match=words):
+            model.replace(spec=dataclasses.replace(model.spec, **wrong)).check(shop)
+
+
+def test_features_that_a_dataset_lacks_are_read_as_empty_and_new_ones_with_the_first(corpus, shop):
+    model = Recommender.create(corpus, SMALL, max_tokens={"title": 5})
+    adapted = model.adapt(shop)
+    title, brand = shop.tokens("title", 5), shop.tokens("brand")
+    np.testing.assert_array_equal(adapted.features(shop)["title"], np.concatenate([title, brand], 1))
+    both = Recommender.create(corpus, SMALL)
+    lacking = dataclasses.replace(both.spec.texts[0], name="subtitle")
+    features = both.replace(spec=dataclasses.replace(both.spec, features=(lacking, both.spec.texts[1]))).features(shop)
+    assert not features["subtitle"].any()
+    assert features["brand"].any()
+
+
+def test_the_average_of_two_models(corpus):
+    one, other = (Recommender.create(corpus, SMALL, seed=seed) for seed in (1, 2))
+    mean = one.average(other, 0.25).params["position_table"]
+    expected = 0.75 * one.params["position_table"] + 0.25 * other.params["position_table"]
+    np.testing.assert_allclose(mean, expected, atol=1e-7)
+
+
+def test_settings_of_another_type_are_refused_before_anything_runs():
+    for make, message in (
+        (lambda: Architecture(n_layers="2"), "Architecture.n_layers = '2' is no int"),
+        (lambda: Architecture(embedding_size=0), "Architecture.embedding_size = 0 is below 1"),
+        (lambda: Architecture(n_heads=0), "Architecture.n_heads = 0 is below 1"),
+    ):
+        with pytest.raises(InputError, match=re.escape(message)):
+            make()

@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 
-import gin
 import mlflow
 import pytest
 from scaling_runs import METRIC, MadeRun, grid_of_runs, params_of, write_database
 
 from seqrec_jax.errors import InputError
-from seqrec_jax.tasks.scaling_law import _warn_of_the_impossible, scaling_law
+from seqrec_jax.runs.settings import RunSettings, Tracking
+from seqrec_jax.studies.scaling_law import LawSettings, _warn_of_the_impossible, scaling_law
+from seqrec_jax.studies.tables import scaling_law_tables
 
 
 def offset_law(compute, params):
@@ -27,12 +28,10 @@ def database(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def analysis(database, tmp_path_factory):
-    """One run of the task."""
+    """One analysis."""
     folder = tmp_path_factory.mktemp("law")
-    gin.clear_config()
-    gin.bind_parameter("Tracker.uri", f"sqlite:///{folder}/mine.sqlite")
-    results = scaling_law(str(database), str(folder / "run"), METRIC, budgets=[1e16, 1e17], draws=40)
-    gin.clear_config()
+    settings = RunSettings(tracker=Tracking(f"sqlite:///{folder}/mine.sqlite"), config_text="# how it was asked for")
+    results = scaling_law(str(database), folder / "run", LawSettings(METRIC, budgets=[1e16, 1e17], draws=40), settings)
     return folder, results
 
 
@@ -50,6 +49,13 @@ def test_the_law_of_the_runs_is_found_with_its_forecast(analysis):
         assert parameter["low"] <= truth <= parameter["high"]
     assert {"width", "depth", "data"} <= set(results["effects"])
     assert [plan["budget"] for plan in results["plans"]] == [1e16, 1e17]
+
+
+def test_the_tables_of_the_terminal(analysis):
+    titles = [table.title for table in scaling_law_tables(analysis[1])]
+    assert titles == [
+        "Laws over compute", "Predictions", "What doubling does, all else equal", "Joint laws", "What to train",
+    ]  # fmt: skip
 
 
 def test_the_page_needs_no_network_and_holds_plots_and_tables(analysis):
@@ -81,12 +87,10 @@ def test_a_law_that_is_taken_too_far_says_so(caplog):
 
 
 def test_a_loss_falls_with_compute(tmp_path):
-    gin.bind_parameter("Tracker.uri", None)
     runs = grid_of_runs(lambda compute, params: 2 + 60 * compute**-0.12, noise=0.003, seed=1)
     write_database(tmp_path / "runs.sqlite", runs, "valid/valid_loss")
-    results = scaling_law(
-        str(tmp_path / "runs.sqlite"), str(tmp_path / "law"), "valid/valid_loss", budgets=[1e17], draws=20
-    )
+    law = LawSettings("valid/valid_loss", budgets=[1e17], draws=20)
+    results = scaling_law(str(tmp_path / "runs.sqlite"), tmp_path / "law", law)
     (prediction,) = results["predictions"]
     assert prediction["metric"] == pytest.approx(2 + 60 * 1e17**-0.12, rel=0.03)
 
@@ -96,16 +100,16 @@ def test_a_loss_falls_with_compute(tmp_path):
     [
         ({"unit": "gpu_hours"}, "bind FLOPS_PER_SECOND"),
         ({"unit": "price", "flops_per_second": 1e14}, "bind PRICE_PER_HOUR"),
-        ({"unit": "euros"}, "UNIT = 'euros' is not one of compute, gpu_hours, price"),
-        ({"budgets": [-1.0]}, "BUDGETS holds -1.0"),
-        ({"draws": 3}, "DRAWS = 3 is below 20"),
-        ({"frontier": "best"}, "FRONTIER = 'best' is not one of"),
+        ({"unit": "euros"}, "LawSettings.unit = 'euros' is not one of compute, gpu_hours, price"),
+        ({"budgets": [-1.0]}, "LawSettings.budgets holds -1.0"),
+        ({"draws": 3}, "LawSettings.draws = 3 is below 20"),
+        ({"frontier": "best"}, "LawSettings.frontier = 'best' is not one of"),
         ({"metric": "valid/none"}, "it has no metric valid/none"),
     ],
 )
 def test_bad_bindings_are_refused_and_nothing_is_written(database, tmp_path, bound, message):
     with pytest.raises(InputError, match=message):
-        scaling_law(**({"runs": str(database), "run_dir": str(tmp_path / "law")} | bound))
+        scaling_law(str(database), tmp_path / "law", LawSettings(**bound))
     assert not (tmp_path / "law").exists()
 
 
@@ -113,15 +117,15 @@ def test_too_few_runs_carry_no_law(tmp_path):
     params = params_of(32, 1, 10_000, 8)
     write_database(tmp_path / "runs.sqlite", [MadeRun(params, {8: 0.1})])
     with pytest.raises(InputError, match="a law needs at least 3; bind RUNS to a database of more runs"):
-        scaling_law(str(tmp_path / "runs.sqlite"), str(tmp_path / "law"), METRIC)
+        scaling_law(str(tmp_path / "runs.sqlite"), tmp_path / "law", LawSettings(METRIC))
     assert not (tmp_path / "law").exists()
 
 
 def test_a_training_runs_folder_is_refused(database, tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.gin").write_text("pretrain.epochs = 3\npretrain.overwrite = False\n")
+    (tmp_path / "run" / "config.json").write_text('{"TrainConfig": {"epochs": 3}}')
     with pytest.raises(InputError, match="holds a run of another configuration"):
-        scaling_law(str(database), str(tmp_path / "run"), METRIC, draws=20)
+        scaling_law(str(database), tmp_path / "run", LawSettings(METRIC, draws=20))
     assert not (tmp_path / "run" / "scaling_law.json").exists()
 
 

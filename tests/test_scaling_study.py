@@ -2,44 +2,50 @@
 
 import json
 import re
-from pathlib import Path
 
-import gin
 import numpy as np
 import pytest
 
 from seqrec_jax.errors import InputError, Interrupted
-from seqrec_jax.tasks import child
-from seqrec_jax.tasks import scaling_study as module
-from seqrec_jax.tasks.scaling_study import scaling_study
-from seqrec_jax.tasks.study_costs import line_through
-from seqrec_jax.training import flops
-from seqrec_jax.training.stopping import StopRequests
+from seqrec_jax.model.spec import Architecture
+from seqrec_jax.runs import flops
+from seqrec_jax.runs.stopping import StopRequests
+from seqrec_jax.studies import engine
+from seqrec_jax.studies import scaling_study as module
+from seqrec_jax.studies.scaling_study import ScalingStudy, scaling_study
+from seqrec_jax.studies.study_costs import line_through
 
 BATCH, NEGATIVES = 3200, 100
 TARGETS = {0.25: 500, 0.5: 1000, 1.0: 2000}
 
 
-class FakeChild:
+class FakeProcess:
     """A run whose metric follows a law of its compute, and which says what it cost."""
 
     started, fails = [], ()
 
-    def __init__(self, command, run_dir, cpus=None):
+    def __init__(self, job, cpus=None):
+        command, run_dir = job.command, job.run_dir
         self.bound = dict(part.removeprefix("--gin_bindings=").split(" = ", 1) for part in command if " = " in part)
         self.run_dir = run_dir
-        FakeChild.started.append(f"{run_dir.parent.name}/{run_dir.name}")
+        FakeProcess.started.append(f"{run_dir.parent.name}/{run_dir.name}")
 
     def status(self):
-        if self.run_dir.name in FakeChild.fails:
+        if self.run_dir.name in FakeProcess.fails:
             return 2
         bound = self.bound
         width, depth, epochs = (
-            int(bound[name]) for name in ("Architecture.hidden_size", "Architecture.n_layers", "pretrain.epochs")
+            int(bound[name]) for name in ("Architecture.hidden_size", "Architecture.n_layers", "TrainConfig.epochs")
         )
-        shape = flops.Shape(depth, 2, width, int(bound["Architecture.inner_size"]), None, 50)
+        shape = Architecture(
+            n_layers=depth,
+            n_heads=2,
+            hidden_size=width,
+            inner_size=int(bound["Architecture.inner_size"]),
+            max_length=50,
+        )
         total = flops.total_multiply_adds(shape, 1, BATCH, NEGATIVES, True)
-        targets = TARGETS[float(bound["pretrain.users_share"])]
+        targets = TARGETS[float(bound["Corpus.users_share"])]
         params = {
             "n_layers": depth, "n_heads": 2, "hidden_size": width, "inner_size": shape.inner_size,
             "embedding_size": width, "MAX_ITEM_LIST_LENGTH": 50, "selected_features": "['title']",
@@ -65,18 +71,17 @@ class FakeChild:
         pass
 
     def last_line(self):
-        return "error: Architecture.n_heads does not fit"
+        return "Architecture.n_heads does not fit"
 
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch):
-    monkeypatch.setattr(child, "Child", FakeChild)
-    monkeypatch.setattr(child, "SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(engine, "JobProcess", FakeProcess)
+    monkeypatch.setattr(engine, "SECONDS_BETWEEN_LOOKS", 0.0)
     monkeypatch.setattr(
         module, "targets_of", lambda datasets, shares, *_: {("d", share): TARGETS[share] for share in shares}
     )
-    FakeChild.started, FakeChild.fails = [], ()
-    gin.parse_config("Tracker.uri = None")
+    FakeProcess.started, FakeProcess.fails = [], ()
 
 
 @pytest.fixture
@@ -89,23 +94,23 @@ def no_law(monkeypatch):
 
 def study(tmp_path, **settings):
     defaults = {"widths": [16, 32, 64], "depths": [1, 2], "shares": [0.25, 0.5, 1.0], "epochs": [6], "draws": 20}
-    return scaling_study(base="b", datasets=["d"], run_dir=str(tmp_path / "study"), **(defaults | settings))
+    return scaling_study(ScalingStudy("b", ["d"], **(defaults | settings)), tmp_path / "study")
 
 
 def test_the_largest_runs_are_forecast_before_they_are_made(tmp_path, monkeypatch):
     made_with = []
 
     def forecast_runs(curves, upcoming, *rest):
-        made_with.append((len(FakeChild.started), [run.name for run in upcoming]))
+        made_with.append((len(FakeProcess.started), [run.name for run in upcoming]))
         return real(curves, upcoming, *rest)
 
     real = module.forecast_runs
     monkeypatch.setattr(module, "forecast_runs", forecast_runs)
-    results = study(tmp_path, of_width={64: ["one_cycle.learning_rate = 0.5"]})
-    assert FakeChild.started[:2] == [f"probes/width_{w}_depth_{d}_data_d_25_epochs_1" for w, d in ((16, 1), (64, 2))]
+    results = study(tmp_path, of_width={64: ["TrainConfig.learning_rate = 0.5"]})
+    assert FakeProcess.started[:2] == [f"probes/width_{w}_depth_{d}_data_d_25_epochs_1" for w, d in ((16, 1), (64, 2))]
     largest = ["width_64_depth_1_data_d_100_epochs_6", "width_64_depth_2_data_d_100_epochs_6"]
     assert made_with == [(2 + 16, largest)]
-    assert sorted(FakeChild.started[-2:]) == [f"runs/{name}" for name in largest]
+    assert sorted(FakeProcess.started[-2:]) == [f"runs/{name}" for name in largest]
     rows = results["forecast"]["forecasts"]
     for row in rows:
         params = json.loads((tmp_path / "study" / "runs" / row["run"] / "results.json").read_text())["params"]
@@ -115,9 +120,9 @@ def test_the_largest_runs_are_forecast_before_they_are_made(tmp_path, monkeypatc
     assert json.loads((tmp_path / "study" / "scaling_study.json").read_text()) == results
     assert json.loads((tmp_path / "study" / "law" / "scaling_law.json").read_text())["runs"]["used"] == 18
     # Given once more, nothing is run and the forecast stays what it was.
-    FakeChild.started = []
-    assert study(tmp_path, of_width={64: ["one_cycle.learning_rate = 0.5"]}) == results
-    assert not FakeChild.started
+    FakeProcess.started = []
+    assert study(tmp_path, of_width={64: ["TrainConfig.learning_rate = 0.5"]}) == results
+    assert not FakeProcess.started
     assert len(made_with) == 1
 
 
@@ -134,32 +139,23 @@ def test_the_estimate_is_of_what_the_probes_took(tmp_path, no_law):
     assert line_through((2.0, 4.0), (2.0, 4.0)) == (4.0, 0.0)
 
 
-class StopLater(StopRequests):
-    @property
-    def asked(self):
-        return len(FakeChild.started) > 7
-
-    def reason(self, number, what="step"):
-        return Interrupted(f"after {what} {number}", 143)
-
-
 def test_an_interrupted_study_goes_on(tmp_path, monkeypatch, no_law):
     with monkeypatch.context() as patched:
-        patched.setattr(module, "StopRequests", StopLater)
+        patched.setattr(StopRequests, "asked", property(lambda self: len(FakeProcess.started) > 7))
         with pytest.raises(Interrupted, match="after run"):
             study(tmp_path)
-    before = list(FakeChild.started)
+    before = list(FakeProcess.started)
     assert not (tmp_path / "study" / "forecast.json").exists()
     study(tmp_path)
-    again = [name for name in FakeChild.started[len(before) :] if name in before]
+    again = [name for name in FakeProcess.started[len(before) :] if name in before]
     assert len(again) <= 1  # the one that was under way
-    assert len(set(FakeChild.started)) == 2 + 18
+    assert len(set(FakeProcess.started)) == 2 + 18
 
 
 def test_a_study_that_would_take_too_long_does_not_begin(tmp_path):
-    with pytest.raises(InputError, match=r"MOST_HOURS = 1e-07: the study would take about .* hours"):
+    with pytest.raises(InputError, match=r"ScalingStudy.most_hours = 1e-07: the study would take about .* hours"):
         study(tmp_path, most_hours=1e-7)
-    assert all(name.startswith("probes/") for name in FakeChild.started)
+    assert all(name.startswith("probes/") for name in FakeProcess.started)
 
 
 def test_a_study_without_a_law_says_so_and_makes_all_runs(tmp_path):
@@ -170,26 +166,23 @@ def test_a_study_without_a_law_says_so_and_makes_all_runs(tmp_path):
 
 
 def test_the_first_run_that_is_refused_ends_the_study(tmp_path):
-    FakeChild.fails = ("width_16_depth_1_data_d_25_epochs_1",)
+    FakeProcess.fails = ("width_16_depth_1_data_d_25_epochs_1",)
     with pytest.raises(InputError, match=r"width_16_depth_1_data_d_25_epochs_1: Architecture\.n_heads does not fit"):
         study(tmp_path)
 
 
 def test_what_makes_no_study_is_refused(tmp_path):
     for settings, message in (
-        ({"widths": []}, r"WIDTHS = \[\] is no list"),
+        ({"widths": []}, r"ScalingStudy.widths = \[\] is no list"),
         ({"widths": [16, 16]}, "names something twice"),
-        ({"epochs": [0]}, r"EPOCHS = \[0\] holds something that is no number above 0"),
+        ({"epochs": [0]}, r"ScalingStudy.epochs = \[0\] holds something that is no number above 0"),
         ({"shares": [0.5, 2.0]}, "holds a share above 1"),
-        ({"held": 15}, "HELD = 15: of 18 runs at least 8"),
-        ({"processes": 0}, "PROCESSES = 0"),
-        ({"metric": "valid/ndcg_at_10"}, re.escape("METRIC = 'valid/ndcg_at_10'")),
+        ({"holdout": 15}, "ScalingStudy.holdout = 15: of 18 runs at least 8"),
+        ({"processes": 0}, "ScalingStudy.processes = 0"),
+        ({"metric": "valid/ndcg_at_10"}, re.escape("ScalingStudy.metric = 'valid/ndcg_at_10'")),
     ):
         with pytest.raises(InputError, match=message):
             study(tmp_path, **settings)
-    assert not Path(tmp_path / "study").exists()
+    assert not (tmp_path / "study").exists()
     with pytest.raises(InputError, match="two folders have one name"):
-        scaling_study(
-            base="b", datasets=["x/d", "y/d"], run_dir=str(tmp_path / "study"), widths=[1, 2, 3, 4, 5, 6], depths=[1],
-            epochs=[1, 2],
-        )  # fmt: skip
+        ScalingStudy("b", ["x/d", "y/d"], widths=[1, 2, 3, 4, 5, 6], depths=[1], epochs=[1, 2])

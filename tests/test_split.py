@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from seqrec_jax.data.joined import join
 from seqrec_jax.data.split import (
     PREDICTED,
     by_ratio,
@@ -16,7 +15,6 @@ from seqrec_jax.data.split import (
     share_of_users,
     some_targets,
 )
-from seqrec_jax.data.store import open_dataset
 from seqrec_jax.errors import InputError
 
 LENGTHS = np.array([1, 2, 3, 10, 25, 9])
@@ -109,7 +107,7 @@ def test_settings_that_make_no_split_are_refused(shop):
 
 def test_a_share_of_the_users_trains_and_all_may_validate(shop):
     whole = leave_one_out(shop)
-    half, quarter = (share_of_users(whole, share, 7, validates_all=True) for share in (0.5, 0.25))
+    half, quarter = (share_of_users(whole, share, 7, validate_all=True) for share in (0.5, 0.25))
     assert (half.train_lengths > 0).sum() == 150
     assert not (quarter.train_lengths[half.train_lengths == 0]).any()  # the smaller share is within the larger
     np.testing.assert_array_equal(half.valid.users, whole.valid.users)
@@ -127,12 +125,3 @@ def test_targets_of_training_are_the_last_that_train(shop):
     few = some_targets(split.valid, 17, 1)
     assert len(np.unique(few.users)) == 17
     np.testing.assert_array_equal(few.positions, split.valid.positions[np.isin(split.valid.users, few.users)])
-
-
-def test_joined_datasets_are_each_split_alone(shop_folder):
-    parts = [open_dataset(shop_folder), open_dataset(shop_folder)]
-    joined, alone = join(parts), global_cut(parts[0])
-    split = joined.split(global_cut)
-    np.testing.assert_array_equal(split.train_lengths, np.tile(alone.train_lengths, 2))
-    np.testing.assert_array_equal(split.test.users[len(alone.test.users) :], alone.test.users + parts[0].n_users)
-    np.testing.assert_array_equal(split.test.positions, np.tile(alone.test.positions, 2))

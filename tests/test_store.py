@@ -5,6 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from etl import dataset_writer
 from seqrec_jax.data import format
 from seqrec_jax.data.split import leave_one_out, train_counts
 from seqrec_jax.data.store import open_dataset
@@ -45,13 +46,13 @@ def in_pieces(table, pieces):
 
 @pytest.mark.parametrize("most", [1, 50, 10**6])
 def test_the_file_does_not_depend_on_the_pieces_it_was_written_from(shop, folder, tmp_path, monkeypatch, most):
-    monkeypatch.setattr(format, "INTERACTIONS_PER_BATCH", most)
-    monkeypatch.setattr(format, "ITEMS_PER_BATCH", most)
+    monkeypatch.setattr(dataset_writer, "INTERACTIONS_PER_BATCH", most)
+    monkeypatch.setattr(dataset_writer, "ITEMS_PER_BATCH", most)
     users, items = shop.interactions_table, shop.items_table
     written = []
     for pieces in (1, 3, 40):
         output = tmp_path / f"in{pieces}"
-        format.write_dataset(
+        dataset_writer.write_dataset(
             output,
             in_pieces(users, pieces),
             in_pieces(items, pieces),
@@ -105,8 +106,8 @@ DAMAGES = {
     "items.arrow: its checksum": damage_checksum,
     "was altered": lambda folder: (folder / format.TOKENIZER).write_bytes(b"short"),
     "manifest.json: is damaged": lambda folder: (folder / format.MANIFEST).write_text("{"),
-    "schema version 99": lambda folder: (folder / format.MANIFEST).write_text(
-        json.dumps(json.loads((folder / format.MANIFEST).read_text()) | {"schema_version": 99})
+    r"schema version 1, .* make it again with etl": lambda folder: (folder / format.MANIFEST).write_text(
+        json.dumps(json.loads((folder / format.MANIFEST).read_text()) | {"schema_version": 1})
     ),
 }
 

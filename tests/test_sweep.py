@@ -2,69 +2,76 @@
 
 import json
 
-import gin
 import pytest
 
 from seqrec_jax.errors import InputError, Interrupted
-from seqrec_jax.tasks import sweep as module
-from seqrec_jax.tasks.sweep import sweep
-from seqrec_jax.training.stopping import StopRequests
+from seqrec_jax.runs.stopping import StopRequests
+from seqrec_jax.studies import engine
+from seqrec_jax.studies.sweep import Sweep, sweep
+from seqrec_jax.studies.tables import trials_table
 
 BASE = """
 run.task = @pretrain
-pretrain.dataset = %DATASET
+pretrain.corpus = @Corpus()
 pretrain.run_dir = %RUN_DIR
-pretrain.epochs = 2
-pretrain.train_batch_size = 400
+pretrain.architecture = @Architecture()
+pretrain.config = @TrainConfig()
+pretrain.settings = @RunSettings()
+RunSettings.tracker = @Tracker()
+Corpus.datasets = %DATASET
+TrainConfig.epochs = 2
+TrainConfig.train_batch_size = 400
+TrainConfig.loss = @sampled_softmax
 Architecture.hidden_size = 16
 Architecture.n_layers = 1
 sampled_softmax.n_negatives = 20
 """
 
 
-class FakeChild:
-    """A trial whose metric is the binding x, told over three epochs; `odd` ones behave as they are called."""
+class FakeProcess:
+    """A trial whose metric is the binding x, recorded over three epochs; one below 0 fails."""
 
     started, stopped = (), ()
 
-    def __init__(self, command, run_dir):
-        bound = dict(part.removeprefix("--gin_bindings=").split(" = ", 1) for part in command if " = " in part)
-        FakeChild.started += ((run_dir.name, bound["x"]),)
-        self.value, self.run_dir, self.looks = float(bound["x"]), run_dir, 0
-
-    def evaluations(self, metric):
-        assert metric == "valid/ndcg_at_10"
-        return {epoch: self.value * epoch / 3 for epoch in range(1, min(3, self.looks) + 1)}
+    def __init__(self, job, cpus=None):
+        bound = dict(binding.split(" = ", 1) for binding in job.bindings)
+        assert bound["DATASET"] == "'data'"
+        FakeProcess.started += ((job.run_dir.name, bound["x"]),)
+        self.value, self.run_dir, self.looks = float(bound["x"]), job.run_dir, 0
+        self.run_dir.mkdir(parents=True, exist_ok=True)
 
     def status(self):
         self.looks += 1
-        if self.looks < 5:
-            return None
         if self.value < 0:
             return 2
-        self.run_dir.mkdir(parents=True, exist_ok=True)
+        if self.looks < 5:
+            records = [
+                {"kind": "epoch", "epoch": epoch, "metrics": {"valid/ndcg_at_10": self.value * epoch / 3}}
+                for epoch in range(1, min(3, self.looks) + 1)
+            ]
+            (self.run_dir / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+            return None
         results = {part: {"ndcg_at_10": self.value} for part in ("valid", "test")}
         (self.run_dir / "results.json").write_text(json.dumps(results))
         return 0
 
     def stop(self):
-        FakeChild.stopped += (self.run_dir.name,)
+        FakeProcess.stopped += (self.run_dir.name,)
 
     def last_line(self):
-        return "error: x is below 0"
+        return "x is below 0"
 
 
 @pytest.fixture
 def fake(monkeypatch):
-    monkeypatch.setattr(module, "Child", FakeChild)
-    monkeypatch.setattr(module, "SECONDS_BETWEEN_LOOKS", 0.0)
-    FakeChild.started, FakeChild.stopped = (), ()
-    gin.parse_config("Tracker.uri = None")
-    return FakeChild
+    monkeypatch.setattr(engine, "JobProcess", FakeProcess)
+    monkeypatch.setattr(engine, "SECONDS_BETWEEN_LOOKS", 0.0)
+    FakeProcess.started, FakeProcess.stopped = (), ()
+    return FakeProcess
 
 
 def search(folder, space, **settings):
-    return sweep(base="base.gin", dataset="data", run_dir=str(folder), space=space, **settings)
+    return sweep(Sweep("base.gin", "data", space, **settings), folder)
 
 
 def test_a_grid_tries_every_point_once(fake, tmp_path):
@@ -74,26 +81,27 @@ def test_a_grid_tries_every_point_once(fake, tmp_path):
     assert json.loads((tmp_path / "sweep" / "sweep.json").read_text()) == rows
     page = (tmp_path / "sweep" / "parallel_coordinates.html").read_text()
     assert "parcoords" in page
+    assert [column.header for column in trials_table(rows).columns][:3] == ["trial", "x", "y"]
     assert len(fake.started) == 6
     search(tmp_path / "sweep", {"x": [0.1, 0.3, 0.2], "y": ["'a'", "'b'"]}, sampler="grid")
     assert len(fake.started) == 6  # finished already
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
-def test_an_interrupted_sweep_goes_on_and_chooses_the_same(fake, tmp_path, monkeypatch, sampler):
-    space, settings = {"x": ("uniform", 0.0, 1.0)}, {"sampler": sampler, "trials": 12}
+@pytest.mark.parametrize(("sampler", "trials"), [("tpe", 12), ("random", 5)])  # the first 10 of TPE are random, too
+def test_an_interrupted_sweep_goes_on_and_chooses_the_same(fake, tmp_path, monkeypatch, sampler, trials):
+    space, settings = {"x": ("uniform", 0.0, 1.0)}, {"sampler": sampler, "trials": trials}
     search(tmp_path / "one", space, **settings)
     undisturbed, fake.started = fake.started, ()
     looks = iter(range(1000))
     with monkeypatch.context() as patch:
-        patch.setattr(StopRequests, "asked", property(lambda self: next(looks) == 13))
-        with pytest.raises(Interrupted, match="after trial 3; its checkpoint is written"):
+        patch.setattr(StopRequests, "asked", property(lambda self: next(looks) == 16))
+        with pytest.raises(Interrupted, match="after run 3; its checkpoint is written"):
             search(tmp_path / "two", space, **settings)
     assert fake.stopped == ("0003",)
     search(tmp_path / "two", space, **settings)
     assert fake.started == (*undisturbed[:4], undisturbed[3], *undisturbed[4:])
-    search(tmp_path / "two", space, sampler=sampler, trials=13)
-    assert len(fake.started) == 14
+    search(tmp_path / "two", space, sampler=sampler, trials=trials + 1)
+    assert len(fake.started) == trials + 2
 
 
 def test_trials_that_fall_behind_are_ended_early(fake, tmp_path):
@@ -104,7 +112,7 @@ def test_trials_that_fall_behind_are_ended_early(fake, tmp_path):
 
 
 def test_a_trial_that_fails_is_told_and_the_first_ends_the_sweep(fake, tmp_path):
-    with pytest.raises(InputError, match="trial 0 failed: x is below 0"):
+    with pytest.raises(InputError, match="trial 0: x is below 0"):
         search(tmp_path / "sweep", {"x": [-1.0]}, sampler="grid")
     rows = search(tmp_path / "other", {"x": [0.5, -1.0]}, sampler="grid")
     assert [row["state"] for row in rows] == ["complete", "fail"]
@@ -113,14 +121,14 @@ def test_a_trial_that_fails_is_told_and_the_first_ends_the_sweep(fake, tmp_path)
 @pytest.mark.parametrize(
     ("space", "settings", "words"),
     [
-        ({}, {}, "SPACE names nothing"),
-        ({"x": 3}, {}, r"SPACE\['x'\] = 3 is neither a list of choices nor"),
+        ({}, {}, "Sweep.space names nothing"),
+        ({"x": 3}, {}, r"Sweep.space\['x'\] = 3 is neither a list of choices nor"),
         ({"x": ("log", 0.0, 1.0)}, {}, "bounds must rise, and be above 0"),
         ({"x": ("int", 4, 1)}, {}, "bounds must rise"),
         ({"x": ("int", 1, 4)}, {"sampler": "grid"}, "a grid needs a list of choices"),
-        ({"x": [1]}, {"sampler": "best"}, "SAMPLER = 'best' is not one of tpe, random, grid"),
-        ({"x": [1]}, {"pruner": "all"}, "PRUNER = 'all' is not one of None, median, hyperband"),
-        ({"x": [1]}, {"trials": 0}, "TRIALS = 0 is below 1"),
+        ({"x": [1]}, {"sampler": "best"}, "Sweep.sampler = 'best' is not one of tpe, random, grid"),
+        ({"x": [1]}, {"pruner": "all"}, "Sweep.pruner = 'all' is not one of None, median, hyperband"),
+        ({"x": [1]}, {"trials": 0}, "Sweep.trials = 0 is below 1"),
     ],
 )
 def test_senseless_searches_are_refused(fake, tmp_path, space, settings, words):
@@ -135,7 +143,7 @@ def test_trials_are_runs_of_their_own_and_children_in_mlflow(shop_folder, tmp_pa
     store = f"sqlite:///{tmp_path}/mlruns.sqlite"
     settings = {
         "BASE": "'base.gin'", "DATASET": f"'{shop_folder}'", "RUN_DIR": "'sweep'", "SAMPLER": "'grid'",
-        "SPACE": "{'one_cycle.learning_rate': [1e-3]}", "Tracker__uri": f"'{store}'",
+        "SPACE": "{'TrainConfig.learning_rate': [1e-3]}", "Tracker__uri": f"'{store}'",
     }  # fmt: skip
     done = run_module("seqrec_jax.main", "gin/sweep.gin", **settings)
     assert done.returncode == 0, done.stderr

@@ -5,9 +5,10 @@ import time
 
 import pytest
 
-from seqrec_jax.training import tracking
-from seqrec_jax.training.metrics_log import METRICS, MetricsLog
-from seqrec_jax.training.tracking import Tracker
+from seqrec_jax.runs import tracking
+from seqrec_jax.runs.metrics_log import METRICS, MetricsLog
+from seqrec_jax.runs.settings import Tracking
+from seqrec_jax.runs.tracking import Tracker
 
 
 class Store:
@@ -71,7 +72,7 @@ def log(folder, steps):
 
 def test_all_is_sent_once_though_the_store_goes_away(store, tmp_path, caplog):
     store.gone = 3
-    tracker = Tracker("http://nowhere")
+    tracker = Tracker(Tracking("http://nowhere"))
     started = time.monotonic()
     tracker.start(tmp_path)
     tracker.log_params({"seed": 1})
@@ -91,7 +92,7 @@ def test_all_is_sent_once_though_the_store_goes_away(store, tmp_path, caplog):
 
 def test_what_is_left_is_sent_by_the_next_process(store, tmp_path, caplog):
     store.gone = 1000
-    tracker = Tracker("http://nowhere", patience=0.2)
+    tracker = Tracker(Tracking("http://nowhere", patience=0.2))
     tracker.start(tmp_path)
     log(tmp_path, range(1, 4))
     until(lambda: "the run goes on" in caplog.text)
@@ -99,7 +100,7 @@ def test_what_is_left_is_sent_by_the_next_process(store, tmp_path, caplog):
     assert "running the same command again sends it" in caplog.text
     assert not store.metrics
     store.gone = 0
-    again = Tracker("http://nowhere")
+    again = Tracker(Tracking("http://nowhere"))
     again.start(tmp_path)
     log(tmp_path, range(2, 5))
     again.close("FINISHED")
@@ -110,11 +111,21 @@ def test_what_is_left_is_sent_by_the_next_process(store, tmp_path, caplog):
 def test_another_store_gets_a_run_of_its_own(store, tmp_path):
     log(tmp_path, range(1, 4))
     for runs, uri in ((1, "http://one"), (1, "http://one"), (2, "http://other")):
-        tracker = Tracker(uri)
+        tracker = Tracker(Tracking(uri))
         tracker.start(tmp_path)
         assert tracker.run_id(5) == f"run{runs}"
         tracker.close("FINISHED")
     assert len(store.metrics) == 6
+
+
+def test_a_store_that_is_gone_is_waited_for_once(store, tmp_path):
+    store.gone = 1000
+    tracker = Tracker(Tracking("http://nowhere", patience=0.1))
+    tracker.start(tmp_path)
+    started = time.monotonic()
+    assert [tracker.run_id(0.5) for _ in range(5)] == [None] * 5
+    assert 0.5 < time.monotonic() - started < 1.5
+    tracker.close("KILLED")
 
 
 def test_without_a_store_nothing_is_written(tmp_path):

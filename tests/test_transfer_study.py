@@ -2,34 +2,34 @@
 
 import json
 
-import gin
 import pytest
 
 from seqrec_jax.errors import InputError, Interrupted
-from seqrec_jax.tasks import child
-from seqrec_jax.tasks import transfer_study as module
-from seqrec_jax.tasks.transfer_study import Cell, summarize_cells, transfer_study
-from seqrec_jax.training.stopping import StopRequests
+from seqrec_jax.runs.stopping import StopRequests
+from seqrec_jax.studies import engine
+from seqrec_jax.studies.tables import transfer_table
+from seqrec_jax.studies.transfer_study import Cell, TransferStudy, summarize_cells, transfer_study
 
 METHODS = {"scratch": ["gin/finetune_from_scratch.gin"], "full": ["gin/finetune_full.gin", "finetune.seed = 0"]}
 
 
-class FakeChild:
-    """A run whose figure follows from what it is bound to."""
+class FakeProcess:
+    """A run whose metric follows from what it is bound to."""
 
     started, stopped, fails = [], [], ()
 
-    def __init__(self, command, run_dir, cpus=None):
+    def __init__(self, job, cpus=None):
+        command, run_dir = job.command, job.run_dir
         self.bound = dict(part.removeprefix("--gin_bindings=").split(" = ", 1) for part in command if " = " in part)
         self.gin_file = next(part.removeprefix("--gin_file=") for part in command if "--gin_file" in part)
-        FakeChild.started.append(run_dir.name)
+        FakeProcess.started.append(run_dir.name)
         self.run_dir, self.looks = run_dir, 0
 
     def status(self):
         self.looks += 1
         if self.looks < 2:
             return None
-        if self.run_dir.name in FakeChild.fails:
+        if self.run_dir.name in FakeProcess.fails:
             return 2
         gain = 2 if "full" in self.gin_file else 1
         value = gain * float(self.bound["USERS_SHARE"]) / 10 + 0.001 * int(self.bound["SEED"])
@@ -39,31 +39,28 @@ class FakeChild:
         return 0
 
     def stop(self):
-        FakeChild.stopped.append(self.run_dir.name)
+        FakeProcess.stopped.append(self.run_dir.name)
 
     def last_line(self):
-        return "error: no such checkpoint"
+        return "no such checkpoint"
 
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch):
-    monkeypatch.setattr(child, "Child", FakeChild)
-    monkeypatch.setattr(child, "SECONDS_BETWEEN_LOOKS", 0.0)
-    FakeChild.started, FakeChild.stopped, FakeChild.fails = [], [], ()
-    gin.parse_config("Tracker.uri = None")
+    monkeypatch.setattr(engine, "JobProcess", FakeProcess)
+    monkeypatch.setattr(engine, "SECONDS_BETWEEN_LOOKS", 0.0)
+    FakeProcess.started, FakeProcess.stopped, FakeProcess.fails = [], [], ()
 
 
 def study(tmp_path, **settings):
-    return transfer_study(
-        checkpoint="c", dataset="d", run_dir=str(tmp_path / "study"), methods=METHODS, scratch=["scratch"],
-        shares=[0.1, 1.0], seeds=[0, 2], **settings,
-    )  # fmt: skip
+    settings = {"scratch": ["scratch"], "shares": [0.1, 1.0], "seeds": [0, 2]} | settings
+    return transfer_study(TransferStudy("c", "d", METHODS, **settings), tmp_path / "study")
 
 
 def test_every_cell_is_run_once_and_told(tmp_path):
     results = study(tmp_path, processes=2)
-    assert len(FakeChild.started) == len(results["cells"]) == 8
-    assert FakeChild.started[:4] == ["scratch_10_0", "scratch_100_0", "full_10_0", "full_100_0"]
+    assert len(FakeProcess.started) == len(results["cells"]) == 8
+    assert FakeProcess.started[:4] == ["scratch_10_0", "scratch_100_0", "full_10_0", "full_100_0"]
     rows = {(row["method"], row["users_share"]): row for row in results["table"]}
     assert rows["full", 1.0]["mean"] == pytest.approx(0.201)
     assert rows["full", 1.0]["sd"] == pytest.approx(0.002 / 2**0.5)
@@ -71,32 +68,28 @@ def test_every_cell_is_run_once_and_told(tmp_path):
     assert rows["scratch", 0.1]["gain"] == 0
     assert json.loads((tmp_path / "study" / "transfer_study.json").read_text()) == results
     assert (tmp_path / "study" / "transfer_study.png").stat().st_size > 10_000
-    FakeChild.started = []
+    table = transfer_table(results)
+    assert [column.header for column in table.columns] == ["", "10 %", "100 %"]
+    assert next(iter(table.columns[2].cells)) == "0.1010 ± 0.0014\n+0 %"
+    FakeProcess.started = []
     assert study(tmp_path) == results
-    assert not FakeChild.started
-
-
-class StopAtOnce(StopRequests):
-    asked = True
-
-    def reason(self, number, what="step"):
-        return Interrupted(f"after {what} {number}", 143)
+    assert not FakeProcess.started
 
 
 def test_an_interrupted_study_stops_its_runs_and_goes_on(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(module, "StopRequests", StopAtOnce)
-        with pytest.raises(Interrupted, match="after run 0"):
+        patched.setattr(StopRequests, "asked", property(lambda self: True))
+        with pytest.raises(Interrupted, match="after run 0;"):
             study(tmp_path, processes=2)
-    assert sorted(FakeChild.stopped) == ["scratch_100_0", "scratch_10_0"]
+    assert sorted(FakeProcess.stopped) == ["scratch_100_0", "scratch_10_0"]
     assert len(study(tmp_path)["cells"]) == 8
 
 
 def test_a_run_that_fails_ends_the_study_or_leaves_a_gap(tmp_path):
-    FakeChild.fails = ("scratch_10_0",)
+    FakeProcess.fails = ("scratch_10_0",)
     with pytest.raises(InputError, match=r"scratch, 10 % of users, seed 0: no such checkpoint"):
         study(tmp_path)
-    FakeChild.fails = ("full_10_2",)
+    FakeProcess.fails = ("full_10_2",)
     results = study(tmp_path)
     assert len(results["cells"]) == 7
     assert next(row for row in results["table"] if row["method"] == "full" and row["users_share"] == 0.1)["seeds"] == 1
@@ -111,14 +104,22 @@ def test_the_better_of_several_from_scratch_is_the_bar():
 
 def test_what_fits_no_study_is_refused(tmp_path):
     cases = {
-        r"METHODS\['x'\] = 'y' is no list": {"methods": {"x": "y"}},
-        r"METHODS = {} names no method": {"methods": {}, "scratch": []},
-        r"scratch names 'z'": {"methods": METHODS, "scratch": ["z"]},
-        r"SHARES holds 0": {"methods": METHODS, "shares": [0]},
-        r"PROCESSES = 0 is below 1": {"methods": METHODS, "processes": 0},
+        r"TransferStudy.methods\['x'\] = 'y' is no list": {"methods": {"x": "y"}},
+        r"TransferStudy.methods = {} names no method": {"methods": {}},
+        r"TransferStudy.scratch names 'z'": {"scratch": ["z"]},
+        r"TransferStudy.shares holds 0": {"shares": [0]},
+        r"TransferStudy.processes = 0 is below 1": {"processes": 0},
     }
     for message, settings in cases.items():
         with pytest.raises(InputError, match=message):
-            transfer_study(checkpoint="c", dataset="d", run_dir=str(tmp_path / "no"), **settings)
-    assert not (tmp_path / "no").exists()
+            TransferStudy("c", "d", **({"methods": METHODS} | settings))
     assert str(Cell("text, id", 0.25, 7).run_dir(tmp_path)).endswith("runs/text__id_25_7")
+
+
+def test_a_study_of_other_methods_is_refused_and_more_seeds_are_not(tmp_path):
+    study(tmp_path)
+    with pytest.raises(InputError, match=r"TransferStudy.metric = ndcg_at_10 \(now hit_at_5\); bind another RUN_DIR"):
+        study(tmp_path, metric="hit_at_5")
+    FakeProcess.started = []
+    assert len(study(tmp_path, seeds=[0, 2, 4])["cells"]) == 12
+    assert FakeProcess.started == ["scratch_10_4", "scratch_100_4", "full_10_4", "full_100_4"]

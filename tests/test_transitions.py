@@ -5,38 +5,36 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seqrec_jax.data.split import TrainingLog, leave_one_out, training_log
-from seqrec_jax.data.transitions import (
+from seqrec_jax.data.split import TrainInteractions, leave_one_out
+from seqrec_jax.devices import device_mesh, replicate
+from seqrec_jax.errors import InputError
+from seqrec_jax.evaluation.ranking import Ranking, TargetRanker
+from seqrec_jax.inference.encoding import encode_catalog
+from seqrec_jax.model.recommender import Recommender
+from seqrec_jax.model.spec import Architecture
+from seqrec_jax.model.terms.transitions import (
     AGE_DECAY,
     GAP_DECAY,
     GAPS,
+    MOST_FOLLOWERS,
     MOST_KEPT,
-    MOST_RAISED,
     SHRINKAGE,
     Transitions,
     count_transitions,
     strongest,
 )
-from seqrec_jax.devices import device_mesh, replicate
-from seqrec_jax.errors import InputError
-from seqrec_jax.evaluation.metrics import per_user, standard_error
-from seqrec_jax.evaluation.ranking import Ranking, TargetRanker
-from seqrec_jax.evaluation.top_items import top_items
-from seqrec_jax.model import parameters
-from seqrec_jax.model.recommender import Architecture, build
-from seqrec_jax.tasks.validated_choice import TRANSITION_WEIGHTS, Choice, weigh_transitions
 
 RNG = np.random.default_rng(0)
 
 
-def log_of(sequences, n_items, per_block=2):
+def train_of(sequences, n_items, per_block=2):
     def blocks():
         for first in range(0, len(sequences), per_block):
             block = sequences[first : first + per_block]
             yield np.array([len(row) for row in block]), np.concatenate([np.array(row, np.int32) for row in block])
 
     counts = np.bincount(np.concatenate(sequences).astype(int), minlength=n_items + 1)
-    return TrainingLog(counts, blocks)
+    return TrainInteractions(counts, blocks)
 
 
 def counted_by_hand(sequences, n_items):
@@ -58,7 +56,7 @@ def dense(transitions):
 
 def test_transitions_are_counted_within_users_and_weighed():
     sequences = [RNG.integers(1, 21, length).tolist() for length in (1, 2, 5, 30, 3, 4, 8)]
-    transitions = count_transitions(log_of(sequences, 20), "a catalog")
+    transitions = count_transitions(train_of(sequences, 20), "a catalog")
     np.testing.assert_allclose(dense(transitions), counted_by_hand(sequences, 20), rtol=1e-5)
     assert transitions.starts[0] == transitions.starts[1] == 0
 
@@ -66,7 +64,7 @@ def test_transitions_are_counted_within_users_and_weighed():
 def test_the_strongest_followers_of_an_item_are_kept():
     n = MOST_KEPT + 10
     sequences = [[1, 2 + i] for i in range(n) for _ in range(1 + i)]
-    transitions = count_transitions(log_of(sequences, n + 1), "")
+    transitions = count_transitions(train_of(sequences, n + 1), "")
     whole = counted_by_hand(sequences, n + 1)[1]
     assert len(transitions.items) == MOST_KEPT
     assert set(transitions.items) == set(np.argsort(-whole)[:MOST_KEPT])
@@ -84,11 +82,11 @@ def test_the_strongest_of_each_row_and_of_equal_ones_the_lower_columns():
 
 def test_followers_of_histories_are_a_product_without_the_histories_themselves():
     sequences = [RNG.integers(1, 41, 12).tolist() for _ in range(9)]
-    transitions = count_transitions(log_of(sequences, 40), "")
+    transitions = count_transitions(train_of(sequences, 40), "")
     histories = [[3, 7, 7, 9], [], [11], RNG.integers(1, 41, 30).tolist()]
     lengths = np.array([len(row) for row in histories])
-    items, scores = transitions.followers(np.concatenate(histories).astype(np.int32), lengths)
-    assert items.shape == scores.shape == (4, MOST_RAISED)
+    items, scores = transitions.prepare(np.concatenate(histories).astype(np.int32), lengths)
+    assert items.shape == scores.shape == (4, MOST_FOLLOWERS)
     for row, history in enumerate(histories):
         expected = np.zeros(41)
         for age, item in enumerate(history[::-1]):
@@ -102,7 +100,7 @@ def test_followers_of_histories_are_a_product_without_the_histories_themselves()
 
 
 def test_a_file_of_transitions_is_read_back_or_refused(tmp_path):
-    transitions = count_transitions(log_of([[1, 2, 3], [2, 3]], 3), "some catalog")
+    transitions = count_transitions(train_of([[1, 2, 3], [2, 3]], 3), "some catalog")
     path = tmp_path / "transitions.npz"
     transitions.write(path)
     again = Transitions.read(path)
@@ -114,41 +112,26 @@ def test_a_file_of_transitions_is_read_back_or_refused(tmp_path):
             Transitions.read(wrong)
 
 
-@pytest.fixture(scope="module")
-def weighed():
-    def make(shop, weight, **more):
-        architecture = Architecture(
-            n_layers=1, n_heads=2, hidden_size=8, inner_size=8, max_length=10, transitions=True, **more
-        )
-        graph, params = build(architecture, dict.fromkeys(shop.features, shop.vocab_size), seed=0)
-        arrays = parameters.named(params)
-        return graph, parameters.from_named(params, {**arrays, "transitions": jnp.float32(weight / 10)})
-
-    return make
-
-
 @pytest.mark.parametrize("settings", [{}, {"mask_seen": True}, {"repeat_offset": True}])
-def test_targets_are_ranked_and_recommended_by_the_sum_of_both_scores(shop, weighed, settings):
+def test_targets_are_ranked_and_recommended_by_the_sum_of_both_scores(shop, corpus, settings):
     """Against a catalog's scores made in full, on one device and on four."""
     masks, more = settings.get("mask_seen", False), {k: v for k, v in settings.items() if k != "mask_seen"}
-    graph, params = weighed(shop, 20.0, **more)
-    if more:
-        params = parameters.from_named(params, {**parameters.named(params), "repeat": jnp.float32(-0.05)})
-    split = leave_one_out(shop)
-    transitions = count_transitions(training_log(shop, split), shop.catalog_sha256())
-    features = {name: jnp.asarray(shop.tokens(name)) for name in shop.features}
+    architecture = Architecture(n_layers=1, hidden_size=8, inner_size=8, max_length=10, transitions=True, **more)
+    model, split = Recommender.create(corpus, architecture, seed=0), leave_one_out(shop)
+    knobs = {"terms/transitions/weight": 2.0} | ({"terms/repeat/offset": -0.05} if more else {})
+    plain = model.replace(params=model.params | {name: jnp.float32(value) for name, value in knobs.items()})
+    transitions = count_transitions(corpus.train, shop.catalog_sha256())
+    model = plain.replace(statistics={"transitions": transitions})
     users = [shop.user_items(user)[:position] for user, position in zip(*split.test, strict=True)]
-    items, scores = top_items(
-        graph, params, features, users, k=shop.n_items, max_length=10, exclude_seen=masks, transitions=transitions
-    )
-    plain = top_items(graph, params, features, users, k=shop.n_items, max_length=10, exclude_seen=masks)
-    assert not np.array_equal(items, plain[0])
-    followers = transitions.followers(
+    items, scores = model.index(shop).top(users, k=shop.n_items, exclude_seen=masks)
+    without = plain.index(shop).top(users, k=shop.n_items, exclude_seen=masks)
+    assert not np.array_equal(items, without[0])
+    followers = transitions.prepare(
         np.concatenate([row[-10:] for row in users]), np.array([min(10, len(row)) for row in users])
     )
     for row in range(len(users)):
         by_item = np.zeros(shop.n_items + 1)
-        by_item[plain[0][row]] = plain[1][row]
+        by_item[without[0][row]] = without[1][row]
         left = items[row] > 0
         raised = np.zeros(shop.n_items + 1)
         np.add.at(raised, followers[0][row], 20 * followers[1][row])
@@ -156,8 +139,10 @@ def test_targets_are_ranked_and_recommended_by_the_sum_of_both_scores(shop, weig
     ranks = []
     for n_devices in (1, 4):
         mesh = device_mesh(jax.devices()[:n_devices])
-        ranker = TargetRanker(graph, shop, split.test, Ranking(rows=8, mask_seen=masks), 10, mesh, transitions)
-        ranks.append(ranker.ranks(replicate(mesh, params), replicate(mesh, features)))
+        params, ranking = replicate(mesh, model.params), Ranking(batch_size=64, mask_seen=masks)
+        ranker = TargetRanker(model.graph, shop, split.test, ranking, mesh, model.statistics_for(shop))
+        catalog = encode_catalog(model.graph)(params, replicate(mesh, model.features(shop)))
+        ranks.append(ranker.ranks(params, catalog))
     np.testing.assert_array_equal(*ranks)
     targets = [shop.user_items(user)[position] for user, position in zip(*split.test, strict=True)]
     for row, target in enumerate(targets):
@@ -167,27 +152,8 @@ def test_targets_are_ranked_and_recommended_by_the_sum_of_both_scores(shop, weig
             assert place[0] - 1 <= ranks[0][row] <= above + 1
 
 
-def test_the_smallest_weight_that_is_as_good_as_the_best_within_its_error(shop, weighed):
-    params = weighed(shop, 0.0)[1]
-
-    def figure(params):
-        weight = 10 * float(parameters.named(params)["transitions"])
-        return 0.5 - abs(weight - 32) / 100
-
-    exact = weigh_transitions(Choice(params, figure(params), {"stage": "all"}), figure, 0.0)
-    assert exact.told == {"stage": "all", "transitions": 32.0}
-    assert exact.figure == pytest.approx(0.5)
-    near = weigh_transitions(Choice(params, figure(params), {}), figure, 0.1)
-    assert near.told["transitions"] == 24.0
-    assert 24.0 in TRANSITION_WEIGHTS
-    plain = build(Architecture(1, 2, 8, 8, max_length=6), {"title": 20}, seed=0)[1]
-    choice = Choice(plain, 0.5, {})
-    assert weigh_transitions(choice, figure, 0.0) is choice
-
-
-def test_the_standard_error_of_a_metric():
-    ranks = np.array([0, 3, 12, 1])
-    values = per_user(ranks, 10)["ndcg"]
-    expected = np.sqrt(((values - values.mean()) ** 2).sum() / 3 / 4)
-    assert standard_error(ranks, "ndcg_at_10") == pytest.approx(expected)
-    assert standard_error(ranks[:1], "ndcg_at_10") == 0.0
+def test_transitions_of_another_catalog_are_left_out_and_it_is_said(shop, corpus, caplog):
+    model = Recommender.create(corpus, Architecture(n_layers=1, hidden_size=8, transitions=True))
+    model = model.replace(statistics={"transitions": count_transitions(corpus.train, "another catalog")})
+    assert model.statistics_for(shop) == {}
+    assert "so its transitions are left out" in caplog.text

@@ -9,6 +9,7 @@ from typing import Any
 
 from absl import logging
 
+from etl import dataset_writer
 from etl.progress import progress
 from etl.raw.bad_rows import BadRow, BadRows
 from etl.raw.interaction_files import InteractionFiles
@@ -127,7 +128,7 @@ class TaskRunner:
             logging.info("%s: %d users, %d items, %d interactions", folders[name], *counts)
 
         for folder in folders.values():
-            format.check_replaceable(folder)
+            dataset_writer.check_replaceable(folder)
             for abandoned in folder.parent.glob(f".{folder.name}.*"):  # What a killed run was writing or replacing.
                 shutil.rmtree(abandoned)
         named = [(folder.name, arguments) for folder, (_, arguments) in tasks]

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from etl import dataset_writer
 from etl.running.report import StepReport
-from seqrec_jax.data import format
 from seqrec_jax.errors import InputError
 from seqrec_jax.files import write_text
 
@@ -105,7 +105,7 @@ class Workspace:
         """Name, size and SHA-256 of raw files; a file is read again only when its size or time has changed."""
         times = {path: path.stat().st_mtime_ns for path in paths}
         stale = [path for path in paths if self._fingerprints.get(str(path.resolve()), [None])[0] != times[path]]
-        for path, record in zip(stale, executor.map(format.input_record, stale), strict=True):
+        for path, record in zip(stale, executor.map(dataset_writer.input_record, stale), strict=True):
             self._fingerprints[str(path.resolve())] = [times[path], record]
         if stale:
             write_text(self.folder / "inputs.json", json.dumps(self._fingerprints))

@@ -7,53 +7,38 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from seqrec_jax.data import packing
+from seqrec_jax.data.corpus import Corpus
 from seqrec_jax.data.packing import Packing, Windows
-from seqrec_jax.data.split import ranges
+from seqrec_jax.data.store import ranges
+from seqrec_jax.errors import InputError
 
 Item = TypeVar("Item")
 
 
 class Batch(NamedTuple):
-    """One step's input. The first axis of every array is split over devices; indices are local to a device's share.
+    """One step's input. The first axis of every array is split over devices; indices are local to a device's share."""
 
-    Attributes:
-        items: [distinct] int32, the distinct catalog items of inputs and targets, filled up with 0.
-        inputs: [rows, length] int32, places in `items`.
-        segments: [rows, length] int32, from 1 in each row; 0 is padding. A position attends within its segment.
-        positions: [rows, length] int32, counted from the segment's start.
-        slots: [slots] int32, flattened places (row * length + column) whose output is scored.
-        targets: [slots] int32, places in `items` of what comes next.
-        weights: [slots] float32, 1 for a target and 0 for padding.
-    """
-
-    items: np.ndarray
-    inputs: np.ndarray
-    segments: np.ndarray
-    positions: np.ndarray
-    slots: np.ndarray
-    targets: np.ndarray
-    weights: np.ndarray
+    items: np.ndarray  # [distinct] int32, the distinct catalog items of inputs and targets, filled up with 0
+    inputs: np.ndarray  # [rows, length] int32, places in `items`
+    segments: np.ndarray  # [rows, length] int32, from 1 in each row, 0 for padding; a position attends within its own
+    positions: np.ndarray  # [rows, length] int32, counted from the segment's start
+    slots: np.ndarray  # [slots] int32, flattened places (row * length + column) whose output is scored
+    targets: np.ndarray  # [slots] int32, places in `items` of what comes next
+    weights: np.ndarray  # [slots] float32, 1 for a target and 0 for padding
 
 
 class Mixture(NamedTuple):
-    """How often an epoch reads the windows of each of several datasets.
+    """How often an epoch reads the windows of each of several datasets."""
 
-    Attributes:
-        groups: [windows] int64, the dataset of each window.
-        times: [datasets] float64, times that a window occurs in an epoch, on average.
-    """
-
-    groups: np.ndarray
-    times: np.ndarray
+    groups: np.ndarray  # [windows] int64, the dataset of each window
+    times: np.ndarray  # [datasets] float64, how often a window occurs in an epoch, on average
 
     @staticmethod
     def of_shares(groups: np.ndarray, lengths: np.ndarray, shares: Sequence[float]) -> "Mixture":
-        """Gives each dataset its share of an epoch's targets, of which there are as many as all windows have.
+        """Gives each dataset its share, in any unit, of an epoch's targets, as many as all windows have.
 
-        Args:
-            groups: [windows] int64.
-            lengths: [windows] int64.
-            shares: of the datasets, in any unit.
+        `groups` and `lengths`, [windows] int64, are the dataset and the targets of each window.
         """
         targets = np.bincount(groups, lengths, minlength=len(shares))
         parts = np.asarray(shares, np.float64) / np.sum(shares)
@@ -67,8 +52,7 @@ class Mixture(NamedTuple):
             mine = mine[np.argsort(lengths[mine], kind="stable")]
             for windows in np.split(mine, np.flatnonzero(np.diff(lengths[mine])) + 1):
                 if len(windows):
-                    places = round(times * len(windows))
-                    quotas.setdefault(int(lengths[windows[0]]), []).append((windows, places))
+                    quotas.setdefault(int(lengths[windows[0]]), []).append((windows, round(times * len(windows))))
         return quotas
 
     def lengths_of_places(self, lengths: np.ndarray) -> np.ndarray:
@@ -79,18 +63,9 @@ class Mixture(NamedTuple):
 
 def _draw(rng: np.random.Generator | None, windows: np.ndarray, places: int) -> np.ndarray:
     """Windows for so many places: each as often as the others, up to one."""
-    if not places:
-        return windows[:0]
-    rest = places % len(windows)
-    some = windows[:rest] if rng is None else rng.permutation(windows)[:rest]
-    return np.concatenate([np.tile(windows, places // len(windows)), some])
-
-
-class _Order(NamedTuple):
-    """Which window lies in which place, and which rows make which step, for one epoch."""
-
-    window_of_place: np.ndarray
-    step_rows: np.ndarray
+    times, rest = divmod(places, len(windows))
+    order = windows if rng is None or not places else rng.permutation(windows)
+    return np.concatenate([np.tile(windows, times), order[:rest]])
 
 
 class PackedBatches:
@@ -99,29 +74,16 @@ class PackedBatches:
     Every epoch has the same number of steps and every batch the same shapes. A step's rows are drawn one from each of
     `rows` strata of equal size, from rows of few windows to rows of many, which bounds the distinct items of a step.
 
-    Args:
-        take: items at flat positions, [n] int64 -> [n] int32 (FlatItems.take).
-        windows: what to lay out.
-        packing: places for them, made from their lengths.
-        rows: rows of a batch, over all shards; a multiple of `shards`.
-        shards: devices that share a batch.
-        last_only: score each window's last position only, not every position.
-        seed: of the epochs' orders; None keeps the same order, for evaluation.
-        mixture: how often windows occur, where the packing has places for that; None for once each.
+    `take` gives items at flat positions, [n] int64 -> [n] int32 (FlatItems.take). `packing` has places for the windows,
+    made from their lengths. A batch has `rows` over all devices, `shards`, of which they are a multiple. `last_only`
+    scores each window's last position alone. Without a seed all epochs have one order, for evaluation. A mixture says
+    how often windows occur, where the packing has places for that; without one each occurs once.
     """
 
     def __init__(
-        self,
-        take: Callable[[np.ndarray], np.ndarray],
-        windows: Windows,
-        packing: Packing,
-        *,
-        rows: int,
-        shards: int = 1,
-        last_only: bool = False,
-        seed: int | None = None,
-        mixture: Mixture | None = None,
-    ):
+        self, take: Callable[[np.ndarray], np.ndarray], windows: Windows, packing: Packing, *, rows: int,
+        shards: int = 1, last_only: bool = False, seed: int | None = None, mixture: Mixture | None = None,
+    ):  # fmt: skip
         self.windows, self.packing, self.rows, self.shards, self.last_only = windows, packing, rows, shards, last_only
         self._take, self._seed = take, seed
         self.steps_per_epoch = max(1, -(-packing.n_rows // rows))
@@ -140,87 +102,106 @@ class PackedBatches:
         """Targets of an epoch."""
         return len(self.packing.lengths) if self.last_only else int(self.packing.lengths.sum())
 
-    def _draw_order(self, rng: np.random.Generator | None) -> _Order:
+    def _draw_order(self, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
+        """Which window lies in which place, and which rows make which step, for one epoch."""
         window_of_place = self._windows_by_length.copy()
         if self._quotas is not None:
             drawn = [_draw(rng, *part) for length in sorted(self._quotas) for part in self._quotas[length]]
             window_of_place = np.concatenate(drawn)
         if rng is None:
-            return _Order(window_of_place, self._strata.T)
+            return window_of_place, self._strata.T
         bounds = np.searchsorted(self.packing.lengths, np.arange(self.packing.row_length + 2))
         for first, last in itertools.pairwise(bounds):
             rng.shuffle(window_of_place[first:last])
-        return _Order(window_of_place, rng.permuted(self._strata, axis=1).T)
+        return window_of_place, rng.permuted(self._strata, axis=1).T
 
-    def _order_of(self, epoch: int) -> _Order:
+    def _places_of(self, step: int, local: range | None = None) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Of each shard the places in its rows, and for each of them the row's ordinal and the window there."""
+        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         if self._seed is not None and epoch != self._epoch:
-            self._order = self._draw_order(np.random.default_rng([self._seed, epoch]))
-            self._epoch = epoch
-        return self._order
+            self._order, self._epoch = self._draw_order(np.random.default_rng([self._seed, epoch])), epoch
+        window_of_place, step_rows = self._order
+        found = []
+        for shard in range(self.shards) if local is None else local:
+            rows = step_rows[step_of_epoch].reshape(-1, self.shards)[:, shard]
+            firsts, counts = self._first_place[rows], self._first_place[rows + 1] - self._first_place[rows]
+            places = self._places_by_row[ranges(firsts, counts)]
+            found.append((places, np.repeat(np.arange(len(rows)), counts), window_of_place[places]))
+        return found
 
     def windows_of(self, step: int) -> list[np.ndarray]:
         """Windows of each shard of a step, in the order of the batch's slots where last_only is set."""
-        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        order = self._order_of(epoch)
-        rows = order.step_rows[step_of_epoch].reshape(self.rows // self.shards, self.shards)
-        return [order.window_of_place[self._places(rows[:, shard])[0]] for shard in range(self.shards)]
-
-    def _places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Places in the given rows, and for each the row's ordinal: [places], [places]."""
-        firsts, counts = self._first_place[rows], self._first_place[rows + 1] - self._first_place[rows]
-        return self._places_by_row[ranges(firsts, counts)], np.repeat(np.arange(len(rows)), counts)
+        return [windows for _, _, windows in self._places_of(step)]
 
     def batch(self, step: int, local: range | None = None) -> Batch:
-        """The batch of a step, which may lie in any epoch.
-
-        Args:
-            step: counted from the start of the run.
-            local: the shards to make, those of one host; None for all.
-        """
-        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        order = self._order_of(epoch)
-        rows = order.step_rows[step_of_epoch].reshape(self.rows // self.shards, self.shards)
-        shards = [self._shard(order, rows[:, shard]) for shard in (range(self.shards) if local is None else local)]
+        """The batch of a step, counted from the start of the run; of the shards `local` of one host, or of all."""
+        shards = [self._shard(*places) for places in self._places_of(step, local)]
         return shards[0] if len(shards) == 1 else Batch(*(np.concatenate(part) for part in zip(*shards, strict=True)))
 
-    def _shard(self, order: _Order, rows: np.ndarray) -> Batch:
-        places, row = self._places(rows)
-        windows = order.window_of_place[places]
+    def _shard(self, places: np.ndarray, row: np.ndarray, windows: np.ndarray) -> Batch:
         starts, lengths = self.windows.starts[windows], self.windows.lengths[windows]
-        length = self.packing.row_length
-        first_cell = row * length + self.packing.offsets[places]
-
-        flat, cells = ranges(starts, lengths), ranges(first_cell, lengths)
-        ends = starts + lengths
-        n_inputs = len(flat)
-        distinct, where = np.unique(self._take(np.concatenate([flat, ends])), return_inverse=True)
-        inputs_where, ends_where = where[:n_inputs], where[n_inputs:]
+        shape = (self.rows // self.shards, self.packing.row_length)
+        n_cells, n_slots = shape[0] * shape[1], self.max_windows_per_shard
+        flat = ranges(starts, lengths)
+        cells = ranges(row * shape[1] + self.packing.offsets[places], lengths)
         last = np.cumsum(lengths) - 1
-        targets_where = np.empty_like(inputs_where)
-        targets_where[:-1] = inputs_where[1:]
-        targets_where[last] = ends_where
-
-        n_cells = len(rows) * length
-        items = np.zeros(n_cells + self.max_windows_per_shard, np.int32)
+        distinct, where = np.unique(self._take(np.concatenate([flat, starts + lengths])), return_inverse=True)
+        inputs_where, ends_where = where[: len(flat)], where[len(flat) :]
+        items = np.zeros(n_cells + n_slots, np.int32)
         items[: len(distinct)] = distinct
         inputs, segments, positions = (np.zeros(n_cells, np.int32) for _ in range(3))
         inputs[cells] = inputs_where
         segments[cells] = np.repeat(np.arange(1, len(windows) + 1), lengths)
         positions[cells] = ranges(np.zeros_like(lengths), lengths)
         if self.last_only:
-            n_slots = self.max_windows_per_shard
             slots, targets = np.zeros(n_slots, np.int32), np.zeros(n_slots, np.int32)
-            slots[: len(windows)] = cells[last]
-            targets[: len(windows)] = ends_where
+            slots[: len(windows)], targets[: len(windows)] = cells[last], ends_where
             weights = (np.arange(n_slots) < len(windows)).astype(np.float32)
         else:
             slots, targets = np.arange(n_cells, dtype=np.int32), np.zeros(n_cells, np.int32)
-            targets[cells] = targets_where
+            targets[cells] = np.roll(inputs_where, -1)
+            targets[cells[last]] = ends_where
             weights = (segments > 0).astype(np.float32)
-        shape = (len(rows), length)
-        return Batch(
-            items, inputs.reshape(shape), segments.reshape(shape), positions.reshape(shape), slots, targets, weights
-        )
+        return Batch(items, inputs.reshape(shape), segments.reshape(shape), positions.reshape(shape),
+                     slots, targets, weights)  # fmt: skip
+
+
+def training_batches(
+    corpus: Corpus, *, batch_size: int, loss_positions: str, max_length: int, shards: int, seed: int,
+    accumulation_steps: int = 1,
+) -> PackedBatches:  # fmt: skip
+    """Batches of about `batch_size` targets, over all devices, of what a corpus trains on.
+
+    `loss_positions` are "all": packed rows, a target at every position; or "last": RecBole's scheme, a padded prefix
+    for each target. The model reads up to `max_length` items at once. Each of the devices, `shards`, takes its share in
+    `accumulation_steps` parts. `seed` is that of the epochs' orders. An InputError where the batch does not divide over
+    the devices, or nothing is there to train on.
+    """
+    if loss_positions not in ("all", "last"):
+        raise InputError(f"TrainConfig.loss_positions = {loss_positions!r} is neither 'all' nor 'last'")
+    shards *= accumulation_steps
+    last_only = loss_positions == "last"
+    rows = batch_size if last_only else batch_size // max_length
+    undivided = f"TrainConfig.train_batch_size = {batch_size} does not divide over {shards} devices"
+    undivided += " and TrainConfig.accumulation_steps" * (accumulation_steps > 1)
+    if last_only and rows % shards:
+        raise InputError(f"{undivided}; set a multiple of {shards}")
+    rows -= rows % shards
+    if rows < shards:
+        raise InputError(f"{undivided} in rows of {max_length} targets; set at least {shards * max_length}")
+    data, division = corpus.data, corpus.division
+    windows = (packing.prefixes if last_only else packing.all_positions)(data.offsets, division, max_length)
+    if not len(windows.lengths):
+        raise InputError(f"{data.folder}: no user has two training interactions, so there is nothing to train on")
+    mixture, lengths = None, windows.lengths
+    if corpus.user_groups is not None and corpus.mixture_shares is not None:
+        users = np.searchsorted(data.offsets, windows.starts, side="right") - 1
+        targets = np.ones_like(lengths) if last_only else lengths
+        mixture = Mixture.of_shares(corpus.user_groups[users], targets, corpus.mixture_shares)
+        lengths = mixture.lengths_of_places(lengths)
+    layout = packing.one_per_row(lengths, max_length) if last_only else packing.pack(lengths, batch_size // rows)
+    return PackedBatches(data.items.take, windows, layout, rows=rows, shards=shards, last_only=last_only, seed=seed,
+                         mixture=mixture)  # fmt: skip
 
 
 def prefetch(make: Callable[[int], Item], steps: range, ahead: int = 2) -> Generator[Item, None, None]:

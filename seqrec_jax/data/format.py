@@ -1,40 +1,21 @@
-"""The dataset folder on disk: file names, schema, manifest, and how one is written. Never imports jax.
-
-A dataset is a folder of `interactions.arrow`, `items.arrow`, `tokenizer.model` and `manifest.json`.
-Writers build it under a temporary name beside the target and rename it, so it is whole or absent.
-"""
+"""The dataset folder on disk: file names, schema, manifest, and the checks of those. `etl` writes it."""
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from seqrec_jax.errors import InputError
 
-SCHEMA_VERSION = 1
-INTERACTIONS = "interactions.arrow"
-ITEMS = "items.arrow"
-TOKENIZER = "tokenizer.model"
-MANIFEST = "manifest.json"
+SCHEMA_VERSION = 2
+INTERACTIONS, ITEMS, TOKENIZER, MANIFEST = "interactions.arrow", "items.arrow", "tokenizer.model", "manifest.json"
 DATA_FILES = (INTERACTIONS, ITEMS, TOKENIZER)
-
 INTERACTION_FIELDS = {
-    "user_id": pa.string(),
-    "items": pa.large_list(pa.int32()),
-    "timestamps": pa.large_list(pa.int64()),
-}
-
-
-INTERACTIONS_PER_BATCH = 1 << 21
-ITEMS_PER_BATCH = 1 << 17
-"""Most of a record batch in the files, so that neither a writer nor a reader needs to hold a whole file."""
+    "user_id": pa.string(), "items": pa.large_list(pa.int32()), "timestamps": pa.large_list(pa.int64()),
+}  # fmt: skip
 
 
 def tokens_column(feature: str) -> str:
@@ -48,202 +29,39 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def replace_folder(partial: Path, final: Path) -> None:
-    """Puts the finished folder `partial` at `final`; a folder there before is removed only afterwards."""
-    if not final.exists():
-        os.replace(partial, final)
-        return
-    old = final.with_name(f".{final.name}.old-{os.getpid()}")
-    os.replace(final, old)
-    os.replace(partial, final)
-    shutil.rmtree(old)
-
-
-def check_output(output: Path) -> None:
-    """Refuses an output path that holds something other than a dataset or nothing.
-
-    Raises:
-        InputError: the path is a file, or a non-empty folder without a manifest.
-    """
-    if output.is_file():
-        raise InputError(f"{output}: is a file; bind OUTPUT to a folder")
-    if output.is_dir() and any(output.iterdir()) and not (output / MANIFEST).is_file():
-        raise InputError(f"{output}: is not empty and is no dataset; bind OUTPUT to another folder")
-
-
-def check_replaceable(output: Path) -> None:
-    """Refuses an output path that holds something other than a dataset of this schema or nothing.
-
-    Raises:
-        InputError: as `check_output`, or the dataset there is of another schema version.
-    """
-    check_output(output)
-    if (output / MANIFEST).is_file():
-        _read_versioned(output / MANIFEST)
-
-
-def input_record(path: Path) -> dict[str, Any]:
-    """A raw file in the manifest: name, size and SHA-256."""
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
-
-
-def _cut(
-    tables: Iterable[pa.Table], weights: Callable[[pa.Table], np.ndarray], most: int
-) -> Iterator[tuple[pa.Table, int]]:
-    """The same rows in pieces of at most `most` weight (of one row, at least), and each piece's weight.
-
-    Where the cuts lie depends on the rows alone, not on how they came.
-    """
-    held: list[pa.Table] = []
-    total = 0
-    for table in tables:
-        held.append(table)
-        total += int(weights(table).sum())
-        while total > most:
-            together = pa.concat_tables(held)
-            ends = np.cumsum(weights(together))
-            rows = max(1, int(np.searchsorted(ends, most, side="right")))
-            if rows == len(ends):
-                break
-            yield together.slice(0, rows), int(ends[rows - 1])
-            held, total = [together.slice(rows)], total - int(ends[rows - 1])
-    yield pa.concat_tables(held), total
-
-
-def _write_arrow(
-    path: Path, tables: Iterable[pa.Table], weights: Callable[[pa.Table], np.ndarray], most: int
-) -> tuple[int, int]:
-    """Writes an Arrow IPC file in record batches of at most `most` weight; returns its rows and its weight."""
-    rows, weight, writer = 0, 0, None
-    with pa.OSFile(str(path), "wb") as sink:
-        for table, its_weight in _cut(tables, weights, most):
-            writer = writer or pa.ipc.new_file(sink, table.schema)
-            # An empty table beside it makes this a copy, and so the buffers' sizes those of the rows.
-            writer.write_table(pa.concat_tables([table, table.schema.empty_table()]).combine_chunks())
-            rows, weight = rows + table.num_rows, weight + its_weight
-        if writer is not None:
-            writer.close()
-    return rows, weight
-
-
-def _lengths(interactions: pa.Table) -> np.ndarray:
-    return pc.list_value_length(interactions["items"]).to_numpy()
-
-
-def _ones(items: pa.Table) -> np.ndarray:
-    return np.ones(items.num_rows, np.int64)
-
-
-def write_dataset(
-    output: Path,
-    interactions: Iterable[pa.Table],
-    items: Iterable[pa.Table],
-    tokenizer: bytes,
-    *,
-    features: Mapping[str, int],
-    vocab_size: int,
-    parameters: Mapping[str, Any],
-    inputs: Sequence[Mapping[str, Any]],
-    rejected: Mapping[str, int],
-    items_without_text: int | None = None,
-) -> dict[str, Any]:
-    """Writes a dataset folder, whole or not at all; the same inputs give the same bytes.
-
-    Args:
-        output: the folder to make; an existing dataset there is replaced.
-        interactions: a row per user, columns `user_id`, `items`, `timestamps`, optional `ratings`; in one table or,
-            so that it need not be held in memory, in several, at least one.
-        items: a row per item, row 0 padding; `item_id`, `<feature>_tokens` and `<feature>` per feature; likewise.
-        tokenizer: the serialized SentencePiece model.
-        features: text features and the most tokens that each may have.
-        vocab_size: token ids lie in [0, vocab_size), 0 being padding.
-        parameters: of the pipeline that made it, for the manifest.
-        inputs: the raw files, as `input_record` gives them.
-        rejected: rows left out, by reason.
-        items_without_text: items kept as `unknown` because nothing is known of them, where that was counted.
-
-    Returns:
-        The manifest.
-    """
-    check_output(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        n_users, n_interactions = _write_arrow(partial / INTERACTIONS, interactions, _lengths, INTERACTIONS_PER_BATCH)
-        n_items, _ = _write_arrow(partial / ITEMS, items, _ones, ITEMS_PER_BATCH)
-        (partial / TOKENIZER).write_bytes(tokenizer)
-        manifest = {
-            "schema_version": SCHEMA_VERSION,
-            "counts": {"users": n_users, "items": n_items - 1, "interactions": n_interactions},
-            "features": [{"name": name, "max_tokens": most} for name, most in features.items()],
-            "tokenizer": {"sha256": hashlib.sha256(tokenizer).hexdigest(), "vocab_size": vocab_size},
-            "parameters": dict(parameters),
-            "inputs": [dict(record) for record in inputs],
-            "rejected": dict(rejected),
-            "sizes": {name: (partial / name).stat().st_size for name in DATA_FILES},
-            "checksums": {name: sha256_of(partial / name) for name in DATA_FILES},
-        }
-        if items_without_text is not None:
-            manifest["items_without_text"] = items_without_text
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
-        replace_folder(partial, output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return manifest
-
-
-def _read_versioned(path: Path) -> dict[str, Any]:
-    """A manifest of this program's schema version."""
+def read_versioned(path: Path) -> dict[str, Any]:
+    """Reads a manifest; an InputError where it is damaged, or of another schema version than this program's."""
     try:
         manifest = json.loads(path.read_text())
         version, _ = manifest["schema_version"], manifest["sizes"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: is damaged ({error}); make the dataset again with etl") from error
     if version != SCHEMA_VERSION:
-        raise InputError(
-            f"{path}: schema version {version}, but this program reads {SCHEMA_VERSION}; make it again with etl, after "
-            f"removing {path.parent}"
-        )
+        raise InputError(f"{path}: schema version {version}, but this program reads {SCHEMA_VERSION}; make it again "
+                         f"with etl, after removing {path.parent}")  # fmt: skip
     return manifest
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Reads a dataset's manifest and checks that its files are there, with the sizes they were written with.
-
-    Raises:
-        InputError: no folder, no manifest, another schema version, a file missing or of another size.
-    """
+    """Reads a dataset's manifest; an InputError unless all files are there with the sizes they were written with."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such dataset folder; make one with python -m etl.main")
     path = folder / MANIFEST
     if not path.is_file():
-        raise InputError(
-            f"{folder}: has no {MANIFEST}, so it is no dataset, or an incomplete one; make it again with etl"
-        )
-    manifest = _read_versioned(path)
-    sizes = manifest["sizes"]
-    for name in DATA_FILES:
-        if not (folder / name).is_file():
-            raise InputError(f"{folder / name}: is missing; the dataset is incomplete, make it again with etl")
-        if (folder / name).stat().st_size != sizes[name]:
-            raise InputError(
-                f"{folder / name}: {(folder / name).stat().st_size} bytes where the manifest has {sizes[name]}; "
-                "the file was altered, make the dataset again with etl"
-            )
+        raise InputError(f"{folder}: has no {MANIFEST}, so it is no dataset, or an incomplete one; "
+                         "make it again with etl")  # fmt: skip
+    manifest = read_versioned(path)
+    for file in (folder / name for name in DATA_FILES):
+        if not file.is_file():
+            raise InputError(f"{file}: is missing; the dataset is incomplete, make it again with etl")
+        if file.stat().st_size != (size := manifest["sizes"][file.name]):
+            raise InputError(f"{file}: {file.stat().st_size} bytes where the manifest has {size}; the file was altered"
+                             ", make the dataset again with etl")  # fmt: skip
     return manifest
 
 
 def verify_checksums(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Reads every data file and compares its SHA-256 with the manifest's.
-
-    Raises:
-        InputError: a file was altered since it was written.
-    """
-    for name in DATA_FILES:
-        if sha256_of(folder / name) != manifest["checksums"][name]:
-            raise InputError(
-                f"{folder / name}: its checksum is not the manifest's; it was altered, make it again with etl"
-            )
+    """Compares every data file's SHA-256 with the manifest's; an InputError names a file that was altered."""
+    for file in (folder / name for name in DATA_FILES):
+        if sha256_of(file) != manifest["checksums"][file.name]:
+            raise InputError(f"{file}: its checksum is not the manifest's; it was altered, make it again with etl")

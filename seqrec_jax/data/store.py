@@ -13,27 +13,26 @@ from seqrec_jax.data import format
 from seqrec_jax.errors import InputError
 
 
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Concatenated ranges starts[i] .. starts[i] + lengths[i]: [sum of lengths] int64."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+
+
 class Items(Protocol):
     """Items of all users, one user's after the other's."""
 
     def take(self, indices: np.ndarray) -> np.ndarray:
         """Items at flat positions: [n] int64 -> [n] int32."""
-        ...
 
 
 @dataclass(frozen=True)
 class FlatItems:
-    """All users' items, one after the other, in the memory-mapped record batches of the file.
+    """All users' items, one after the other, in the memory-mapped record batches of the file."""
 
-    Attributes:
-        file: [bytes / 4] int32, the whole file.
-        starts: [batches] int64, flat position of each batch's first item.
-        shifts: [batches] int64, what to add to a flat position for its place in `file`.
-    """
-
-    file: np.ndarray
-    starts: np.ndarray
-    shifts: np.ndarray
+    file: np.ndarray  # [bytes / 4] int32, the whole file
+    starts: np.ndarray  # [batches] int64, flat position of each batch's first item
+    shifts: np.ndarray  # [batches] int64, what to add to a flat position for its place in `file`
 
     @staticmethod
     def of(file: pa.Buffer, chunks: list[pa.LargeListArray]) -> "FlatItems":
@@ -41,33 +40,24 @@ class FlatItems:
         lengths = [len(chunk.values) for chunk in chunks]
         starts = np.concatenate([[0], np.cumsum(lengths[:-1])]).astype(np.int64)
         places = [(chunk.values.buffers()[1].address - file.address) // 4 + chunk.values.offset for chunk in chunks]
-        words = np.frombuffer(file, np.int32, file.size // 4)
-        return FlatItems(words, starts, np.array(places, np.int64) - starts)
+        return FlatItems(np.frombuffer(file, np.int32, file.size // 4), starts, np.array(places, np.int64) - starts)
 
     def take(self, indices: np.ndarray) -> np.ndarray:
         """Items at flat positions: [n] int64 -> [n] int32."""
-        if len(self.starts) == 1:
-            return self.file[indices + self.shifts[0]]
-        return self.file[indices + self.shifts[np.searchsorted(self.starts, indices, side="right") - 1]]
+        batch = np.searchsorted(self.starts, indices, side="right") - 1 if len(self.starts) > 1 else 0
+        return self.file[indices + self.shifts[batch]]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset folder of DESIGN section 4.
-
-    Attributes:
-        folder: where it lies.
-        manifest: its parsed manifest.
-        offsets: [users + 1] int64; user u's items are the flat positions offsets[u] to offsets[u + 1].
-        items: every user's items in time order.
-    """
+    """A dataset folder, memory-mapped: who chose what and when, and the catalog."""
 
     folder: Path
     manifest: dict[str, Any]
-    offsets: np.ndarray
-    items: Items
-    interactions_table: pa.Table
-    items_table: pa.Table
+    offsets: np.ndarray  # [users + 1] int64; user u's items are the flat positions offsets[u] to offsets[u + 1]
+    items: Items  # every user's items in time order
+    interactions_table: pa.Table  # a row per user: user_id, items, timestamps
+    items_table: pa.Table  # a row per item, row 0 being padding: item_id, texts, tokens
 
     @property
     def name(self) -> str:
@@ -122,20 +112,17 @@ class Dataset:
     def tokens(self, feature: str, max_tokens: int | None = None) -> np.ndarray:
         """Token ids of every item, padded with 0: [n_items + 1, max_tokens] int32; row 0 is padding.
 
-        Args:
-            feature: a name of `features`.
-            max_tokens: longer texts are cut; None keeps what the dataset holds.
+        Texts of more than `max_tokens` are cut; None keeps what the dataset holds.
         """
         lists = self.items_table[format.tokens_column(feature)].combine_chunks()
-        offsets = lists.offsets.to_numpy().astype(np.int64)
-        values = lists.values.to_numpy()
+        offsets, values = lists.offsets.to_numpy().astype(np.int64), lists.values.to_numpy()
         lengths = np.diff(offsets)
         if max_tokens is not None:
             lengths = np.minimum(lengths, max_tokens)
         padded = np.zeros((len(lists), max(1, int(lengths.max(initial=1)))), np.int32)
         column = np.arange(padded.shape[1])
-        held = column[None, :] < lengths[:, None]
-        padded[held] = values[(offsets[:-1, None] + column[None, :])[held]]
+        held = column < lengths[:, None]
+        padded[held] = values[(offsets[:-1, None] + column)[held]]
         return padded
 
     def text(self, items: np.ndarray, feature: str) -> list[str]:
@@ -149,14 +136,10 @@ def _offsets(lists: pa.LargeListArray) -> np.ndarray:
 
 
 def open_dataset(folder: str | Path, verify: bool = False) -> Dataset:
-    """Opens a dataset folder by memory map: milliseconds, and no more memory than what is touched later.
+    """Opens a folder that `etl` made, by memory map: milliseconds, and no more memory than what is touched later.
 
-    Args:
-        folder: made by `etl`.
-        verify: also read every file once and compare checksums.
-
-    Raises:
-        InputError: the folder is missing, incomplete, altered, or of another schema.
+    `verify` reads every file once and compares checksums. An InputError where the folder is missing, incomplete,
+    altered or of another schema.
     """
     folder = Path(folder)
     manifest = format.read_manifest(folder)
@@ -175,12 +158,8 @@ def open_dataset(folder: str | Path, verify: bool = False) -> Dataset:
     if not lists:
         raise InputError(f"{folder / format.INTERACTIONS}: has no interactions")
     items = FlatItems.of(file, lists)
-    offsets = [_offsets(chunk)[1:] + start for chunk, start in zip(lists, items.starts, strict=True)]
-    return Dataset(
-        folder=folder,
-        manifest=manifest,
-        offsets=_offsets(lists[0]) if len(lists) == 1 else np.concatenate([np.zeros(1, np.int64), *offsets]),
-        items=items,
-        interactions_table=interactions,
-        items_table=items_table,
-    )
+    offsets = _offsets(lists[0])
+    if len(lists) > 1:
+        parts = [_offsets(chunk)[1:] + start for chunk, start in zip(lists, items.starts, strict=True)]
+        offsets = np.concatenate([np.zeros(1, np.int64), *parts])
+    return Dataset(folder, manifest, offsets, items, interactions, items_table)

@@ -4,36 +4,25 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import scipy.sparse
+from absl import logging
 
-from seqrec_jax.data.split import Split, Targets, TrainingLog, has_times, ranges, timestamps
-from seqrec_jax.data.store import Dataset
-from seqrec_jax.data.transitions import Transitions, recency_weights
-from seqrec_jax.evaluation.ranking import TIE, TargetRanker
+from seqrec_jax.data.corpus import Corpus
+from seqrec_jax.data.split import Split, Targets, TrainInteractions, has_times, timestamps
+from seqrec_jax.data.store import Dataset, ranges
+from seqrec_jax.evaluation.ranking import Ranking, TargetRanker, popularity_ranks
+from seqrec_jax.evaluation.ranks import TIE
+from seqrec_jax.items.lexical import lexical_vectors
+from seqrec_jax.model.terms.transitions import Transitions, count_transitions, recency_weights
 
-SCORES_PER_BLOCK = 1 << 24
-"""Of a block of users, at most, but for a single user."""
-RECENT = 0.2
-"""Share of the training interactions, the latest, that recent popularity counts."""
-EDGE_WEIGHT = 0.5
-"""What the relative frequency of a transition adds to the likeness of two texts."""
-PLACES = (7, 2, 1)
-"""Items of each ring, nearest first, that are shown before all others."""
+MOST_SCORES = 1_000_000_000  # users times items above which baselines that score each user apart are left out
+SCORES_PER_BLOCK = 1 << 24  # of a block of users, at most, unless the block is a single user
+RECENT = 0.2  # share of the training interactions, the latest, that recent popularity counts
+TEXT_SIZE = 512  # of the vectors of an item's words
+EDGE_WEIGHT = 0.5  # what the relative frequency of a transition adds to the likeness of two texts
+PLACES = (7, 2, 1)  # items of each ring, nearest first, that are shown before all others
 
 Scores = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """f(histories [sum of lengths] int32, lengths [n]) -> scores of the catalog [n, n_items + 1] float32."""
-
-
-def popularity_ranks(ranker: TargetRanker, counts: np.ndarray) -> np.ndarray:
-    """Ranks of a ranker's targets when every user is shown the items most often seen in training.
-
-    Args:
-        ranker: of the targets.
-        counts: [n_items + 1] training interactions of each item.
-
-    Returns:
-        [n] int64, 0 for the top; items of equal count rank before the target.
-    """
-    return ranker.ranks_by_item(np.unique(counts, return_inverse=True)[1])
 
 
 def recent_counts(data: Dataset, split: Split) -> np.ndarray:
@@ -45,83 +34,58 @@ def recent_counts(data: Dataset, split: Split) -> np.ndarray:
 
 
 def by_item(counts: np.ndarray) -> Scores:
-    """The same for everybody: the count of each item [n_items + 1]."""
-
-    def scores(histories: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        del histories
-        return np.broadcast_to(counts.astype(np.float32), (len(lengths), len(counts)))
-
-    return scores
+    """Scores that are the same for everybody: the count of each item, [n_items + 1]."""
+    return lambda histories, lengths: np.broadcast_to(counts.astype(np.float32), (len(lengths), len(counts)))
 
 
 def by_transitions(transitions: Transitions) -> Scores:
     """What followed the history's items in training (item-to-item: Linden et al., IEEE Internet Computing 2003)."""
     matrix = transitions.matrix()
-
-    def scores(histories: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        return (recency_weights(histories, lengths, matrix.shape[0]) @ matrix).toarray()
-
-    return scores
+    return lambda histories, lengths: (recency_weights(histories, lengths, matrix.shape[0]) @ matrix).toarray()
 
 
 def by_text(vectors: np.ndarray) -> Scores:
-    """How like the history's texts are: cosine of TF-IDF, see lexical_vectors.
-
-    Args:
-        vectors: [n_items + 1, size], of length 1.
-    """
+    """How like the history's texts are, by the lexical vectors of items: [n_items + 1, size], of length 1."""
     vectors = vectors.astype(np.float32)
-
-    def scores(histories: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        return (recency_weights(histories, lengths, len(vectors)) @ vectors) @ vectors.T
-
-    return scores
+    return lambda histories, lengths: (recency_weights(histories, lengths, len(vectors)) @ vectors) @ vectors.T
 
 
-def _next_items(log: TrainingLog) -> scipy.sparse.csr_matrix:
+def _next_items(train: TrainInteractions) -> scipy.sparse.csr_matrix:
     """How often each item came next after each: [n_items + 1, n_items + 1] float32."""
-    n_rows = len(log.counts)
-    total = scipy.sparse.csr_matrix((n_rows, n_rows), dtype=np.float32)
-    for lengths, items in log.blocks():
+    total = scipy.sparse.csr_matrix((len(train.counts), len(train.counts)), dtype=np.float32)
+    for lengths, items in train.blocks():
         users = np.repeat(np.arange(len(lengths)), lengths)
         same = users[:-1] == users[1:]
         pairs = (items[:-1][same], items[1:][same])
-        total += scipy.sparse.csr_matrix((np.ones(int(same.sum()), np.float32), pairs), (n_rows, n_rows))
+        total += scipy.sparse.csr_matrix((np.ones(int(same.sum()), np.float32), pairs), total.shape)
     return total.tocsr()
 
 
-def by_rings(log: TrainingLog, vectors: np.ndarray) -> Scores:
-    """The transition-graph heuristic of one source (Han et al., arXiv 2605.07125), with our vectors of texts.
+def by_rings(train: TrainInteractions, vectors: np.ndarray) -> Scores:
+    """The transition graph of one source (Han et al., arXiv 2605.07125), with our vectors of texts.
 
     Items one, two and three transitions from the last item, each ring by likeness of texts to it, the first also by the
-    frequency of the transition; PLACES of each ring come first, then what is left, ring by ring.
-
-    Args:
-        log: of training.
-        vectors: [n_items + 1, size], of length 1.
+    frequency of the transition; PLACES of each ring come first, then what is left, ring by ring. `vectors` are the
+    lexical ones of items, of length 1: [n_items + 1, size].
     """
-    vectors, counted = vectors.astype(np.float32), _next_items(log)
-    edges = (counted > 0).astype(np.float32)
-    frequency = counted.copy()
-    frequency.data = np.log1p(frequency.data)
+    vectors, counted = vectors.astype(np.float32), _next_items(train)
+    edges, frequency = (counted > 0).astype(np.float32), counted.log1p()
     greatest = np.maximum(frequency.max(axis=1).toarray().ravel(), 1e-9)
     frequency = scipy.sparse.diags(EDGE_WEIGHT / greatest) @ frequency
 
     def scores(histories: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         last = histories[np.cumsum(lengths) - 1]
         likeness = vectors[last] @ vectors.T + frequency[last].toarray()
-        found = -np.ones_like(likeness) + likeness / 10  # out of all rings
-        reached = np.zeros(likeness.shape, bool)
-        reached[np.arange(len(last)), last] = True
+        found = likeness / 10 - 1  # out of all rings
+        reached = np.arange(likeness.shape[1]) == last[:, None]
         step = edges[last]
         for ring, places in enumerate(PLACES):
             inside = (step.toarray() > 0) & ~reached
             reached |= inside
             of_ring = np.where(inside, likeness, -np.inf)
             bar = -np.partition(-of_ring, places - 1, axis=1)[:, places - 1 : places]
-            first = inside & (of_ring >= bar)
             found = np.where(inside, 10.0 * (len(PLACES) - ring) + of_ring, found)
-            found += 100.0 * first
+            found += 100.0 * (inside & (of_ring >= bar))
             step = step @ edges
         return found
 
@@ -129,17 +93,10 @@ def by_rings(log: TrainingLog, vectors: np.ndarray) -> Scores:
 
 
 def ranks(scores: Scores, data: Dataset, targets: Targets, counts: np.ndarray, mask_seen: bool = False) -> np.ndarray:
-    """Ranks of targets among the whole catalog by scores, in blocks of users; popularity decides between equals.
+    """Ranks of targets among the whole catalog by scores, each from all that its user did before: [n] int64, 0 the top.
 
-    Args:
-        scores: of the catalog for histories.
-        data: of the targets.
-        targets: to rank, each from all that its user did before.
-        counts: [n_items + 1] training interactions of each item.
-        mask_seen: leave the items of the history out (the target never is).
-
-    Returns:
-        [n] int64, 0 for the top; ties that are left count against the target.
+    Popularity, the [n_items + 1] training interactions of each item, decides between equals; ties that are left count
+    against the target. `mask_seen` leaves the items of the history out (the target never is).
     """
     found = np.zeros(len(targets.users), np.int64)
     size = max(1, SCORES_PER_BLOCK // len(counts))
@@ -158,14 +115,31 @@ def ranks(scores: Scores, data: Dataset, targets: Targets, counts: np.ndarray, m
     return found
 
 
-def baselines_of(
-    data: Dataset, split: Split, log: TrainingLog, transitions: Transitions, vectors: np.ndarray | None
-) -> Mapping[str, Scores]:
+def baselines_of(corpus: Corpus) -> Mapping[str, Scores]:
     """All of them, by name; those of texts where there are texts, that of times where there are times."""
-    found = {"popularity": by_item(log.counts)}
+    data, train = corpus.data, corpus.train
+    found = {"popularity": by_item(train.counts)}
     if has_times(data):
-        found["recent popularity"] = by_item(recent_counts(data, split))
-    found["item-to-item transitions"] = by_transitions(transitions)
-    if vectors is not None:
-        found |= {"text neighbours": by_text(vectors), "transition graph": by_rings(log, vectors)}
+        found["recent popularity"] = by_item(recent_counts(data, corpus.division))
+    found["item-to-item transitions"] = by_transitions(count_transitions(train, data.catalog_sha256()))
+    if texts := [data.tokens(name) for name in data.features]:
+        vectors = lexical_vectors(texts, data.vocab_size, TEXT_SIZE)
+        found |= {"text neighbours": by_text(vectors), "transition graph": by_rings(train, vectors)}
     return found
+
+
+def baseline_ranks(corpus: Corpus, ranking: Ranking, ranker: TargetRanker) -> dict[str, np.ndarray]:
+    """Ranks of the test targets of a corpus of one, which `ranker` ranks, by each baseline: [n] int64, 0 for the top.
+
+    Popularity stands alone where a sample of the catalog is ranked, and above MOST_SCORES.
+    """
+    test, counts = corpus.division.test, corpus.train.counts
+    if ranking.n_sampled is not None:
+        logging.warning("Ranking.mode = %r orders models differently than the whole catalog does (Krichene and Rendle, "
+                        "KDD 2020)", ranking.mode)  # fmt: skip
+    elif (scored := len(test.users) * corpus.data.n_items) > MOST_SCORES:
+        logging.warning("%.2g users times items: all baselines but popularity are left out", scored)
+    else:
+        of_each = baselines_of(corpus).items()
+        return {name: ranks(scores, corpus.data, test, counts, ranking.mask_seen) for name, scores in of_each}
+    return {"popularity": popularity_ranks(ranker, counts)}

@@ -1,33 +1,35 @@
-"""How far a figure may be off by the choice of users, and whether two models differ by more than that."""
+"""How far a metric may be off by the choice of users, and whether two models differ by more than that."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
 from seqrec_jax.evaluation.metrics import per_user
 
-WITHIN = (2.5, 97.5)
-"""Percentiles that bound an interval."""
+WITHIN = (2.5, 97.5)  # percentiles that bound an interval
+USERS_PER_BLOCK = 1 << 16
 
 
 def _gains(metric: str) -> tuple[int, np.ndarray]:
-    """The cut-off of `<metric>_at_<k>`, and its value for each rank below it and beyond: [k + 1] float64."""
+    """The cut-off k of `<metric>_at_<k>`, and the metric's value for each rank below k and beyond: [k + 1] float64."""
     name, _, k = metric.rpartition("_at_")
     return int(k), per_user(np.arange(int(k) + 1), int(k))[name]
 
 
-USERS_PER_BLOCK = 1 << 16
+def _if_repeated(users: np.ndarray | None) -> np.ndarray | None:
+    """The users; None where none of them has several targets."""
+    return None if users is None or len(np.unique(users)) == len(users) else users
 
 
 def _sums_of_users(values: np.ndarray, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each user the sum of its targets' values and their number: [users] float64 each."""
+    """Sum of the values of each user's targets, and their number: [users] float64 each."""
     _, place = np.unique(users, return_inverse=True)
     return np.bincount(place, values), np.bincount(place).astype(np.float64)
 
 
 def _draw_users(sums: np.ndarray, counts: np.ndarray, draws: int, generator: np.random.Generator) -> np.ndarray:
-    """Means over the targets of drawn users: [draws] float64. Each user comes a Poisson's number of times."""
+    """Means over the targets of drawn users: [draws] float64. A user is drawn a Poisson-distributed number of times."""
     totals, targets = np.zeros(draws), np.zeros(draws)
     for first in range(0, len(sums), USERS_PER_BLOCK):
         place = slice(first, first + USERS_PER_BLOCK)
@@ -38,32 +40,21 @@ def _draw_users(sums: np.ndarray, counts: np.ndarray, draws: int, generator: np.
     return totals / np.maximum(targets, 1)
 
 
-def _one_each(users: np.ndarray | None) -> bool:
-    """Whether no user has several targets."""
-    return users is None or len(np.unique(users)) == len(users)
-
-
 def bootstrap_interval(
     ranks: np.ndarray, metric: str, draws: int, seed: int, users: np.ndarray | None = None
 ) -> tuple[float, float]:
     """The 95 % interval of a mean over targets, by the bootstrap over users (Efron, 1979).
 
-    Where each user has one target, a draw matters only by how many have each rank up to the cut-off, so the counts are
-    drawn: memory and time go with draws x k, whatever the number of users. Otherwise users are drawn with all of their
-    targets.
-
-    Args:
-        ranks: [n] int, 0 for the top.
-        metric: `<metric>_at_<k>`.
-        draws: of users.
-        seed: of the draws.
-        users: [n] int, whose the targets are; None where each user has one.
+    Where each user has one target, only the number of users of each rank matters, so those numbers are drawn: memory
+    and time grow with draws x k and not with the users. Otherwise users are drawn with all of their targets.
+    `ranks` are [n] int, 0 for the top; `metric` is `<metric>_at_<k>`; `seed` decides the samples, `draws` of them;
+    `users`, [n] int, are the targets' users, None where each has one target.
     """
     if not len(ranks):
         return 0.0, 0.0
     k, gains = _gains(metric)
-    places, generator = np.minimum(ranks, k), np.random.default_rng(seed)
-    if users is None or _one_each(users):
+    places, generator, users = np.minimum(ranks, k), np.random.default_rng(seed), _if_repeated(users)
+    if users is None:
         counts = np.bincount(places, minlength=k + 1)
         means = generator.multinomial(len(ranks), counts / len(ranks), draws) @ gains / len(ranks)
     else:
@@ -73,64 +64,48 @@ def bootstrap_interval(
 
 
 def intervals(
-    ranks: np.ndarray, summary: Mapping[str, float], draws: int, seed: int, users: np.ndarray | None = None
+    ranks: np.ndarray, metrics: Iterable[str], draws: int, seed: int, users: np.ndarray | None = None
 ) -> dict[str, list[float]]:
-    """The 95 % interval of each figure of a summary, under its name: [low, high]; see bootstrap_interval."""
-    users = None if _one_each(users) else users
-    return {metric: list(bootstrap_interval(ranks, metric, draws, seed, users)) for metric in summary}
+    """The 95 % interval [low, high] of each `<metric>_at_<k>`; the arguments are bootstrap_interval's."""
+    users = _if_repeated(users)
+    return {metric: list(bootstrap_interval(ranks, metric, draws, seed, users)) for metric in metrics}
 
 
 class Difference(NamedTuple):
-    """How much better one model is than another on the same users.
+    """How much better one model is than another on the same targets."""
 
-    Attributes:
-        first: mean of the first.
-        second: mean of the second.
-        difference: second less first.
-        low: end of its 95 % interval.
-        high: end of its 95 % interval.
-        p: of a difference as large by chance, two-sided.
-        better: users that the second serves better.
-        worse: users that the second serves worse.
-    """
-
-    first: float
-    second: float
-    difference: float
-    low: float
-    high: float
-    p: float
-    better: int
-    worse: int
+    first: float  # mean of the first model
+    second: float  # mean of the second model
+    difference: float  # second less first
+    low: float  # end of the difference's 95 % interval
+    high: float  # its other end
+    p: float  # probability of a difference as large by chance, two-sided
+    better: int  # users whom the second model serves better
+    worse: int  # users whom it serves worse
 
 
-def compare(
+def paired_difference(
     first: np.ndarray, second: np.ndarray, metric: str, draws: int, seed: int, users: np.ndarray | None = None
 ) -> Difference:
     """Compares two models user by user: a paired bootstrap, and a permutation test (Smucker et al., CIKM 2007).
 
-    Under the null hypothesis a user's two values could as well be the other way round. As in bootstrap_interval, only
-    the number of users with each pair of ranks matters where each has one target.
+    Under the null hypothesis a user's two values could as well be swapped. Where each user has one target, only the
+    number of users with each pair of ranks matters.
 
-    Args:
-        first: [n] int, ranks by one model, 0 for the top.
-        second: [n] int, ranks of the same targets by the other.
-        metric: `<metric>_at_<k>`.
-        draws: of users, and permutations.
-        seed: of both.
-        users: [n] int, whose the targets are; None where each user has one.
+    `first` and `second` are the ranks of the same targets by the two models, and there are `draws` samples and as many
+    permutations; all else is as in bootstrap_interval.
     """
     k, gains = _gains(metric)
-    n, generator = max(1, len(first)), np.random.default_rng(seed)
-    if users is None or _one_each(users):
-        pairs, counts = np.unique(np.minimum(np.stack([first, second], 1), k), axis=0, return_counts=True)
+    n, generator, users = max(1, len(first)), np.random.default_rng(seed), _if_repeated(users)
+    one, other = np.minimum(first, k), np.minimum(second, k)
+    if users is None:
+        pairs, counts = np.unique(np.stack([one, other], 1), axis=0, return_counts=True)
         gained = gains[pairs[:, 1]] - gains[pairs[:, 0]]
         drawn = generator.multinomial(n, counts / n, draws) @ gained / n
-        turned = generator.binomial(counts, 0.5, (draws, len(counts)))
-        permuted = (counts - 2 * turned) @ gained / n
+        swapped = generator.binomial(counts, 0.5, (draws, len(counts)))
+        permuted = (counts - 2 * swapped) @ gained / n
     else:
-        each = gains[np.minimum(second, k)] - gains[np.minimum(first, k)]
-        gained, targets = _sums_of_users(each, users)
+        gained, targets = _sums_of_users(gains[other] - gains[one], users)
         counts = np.ones(len(gained), int)
         drawn = _draw_users(gained, targets, draws, generator)
         permuted = np.array([(1 - 2 * generator.integers(0, 2, len(gained))) @ gained for _ in range(draws)]) / n
@@ -138,7 +113,6 @@ def compare(
     low, high = np.percentile(drawn, WITHIN)
     beyond = int((np.abs(permuted) >= abs(difference) * (1 - 1e-9)).sum())
     return Difference(
-        float(gains[np.minimum(first, k)].sum() / n), float(gains[np.minimum(second, k)].sum() / n), difference,
-        float(low), float(high), (beyond + 1) / (draws + 1),
-        int(counts[gained > 0].sum()), int(counts[gained < 0].sum()),
+        float(gains[one].sum() / n), float(gains[other].sum() / n), difference, float(low), float(high),
+        (beyond + 1) / (draws + 1), int(counts[gained > 0].sum()), int(counts[gained < 0].sum()),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Cross entropy against a target's logit and its competitors'."""
+"""Cross entropy of a target's logit and its competitors'."""
 
 import math
 
@@ -12,11 +12,7 @@ MASKED_LOGIT = -655.04
 
 
 def check_softmax(loss: str, temperature: float, label_smoothing: float) -> None:
-    """Refuses a temperature or a smoothing that makes no sense.
-
-    Raises:
-        InputError: naming the binding.
-    """
+    """Raises an InputError for a temperature or a smoothing that makes no sense."""
     if not 0 < temperature < math.inf:
         raise InputError(f"{loss}.temperature = {temperature} is not above 0")
     if not 0 <= label_smoothing < 1:
@@ -26,16 +22,9 @@ def check_softmax(loss: str, temperature: float, label_smoothing: float) -> None
 def cross_entropy(
     positive: jax.Array, negatives: jax.Array, temperature: float = 1.0, label_smoothing: float = 0.0
 ) -> jax.Array:
-    """Cross entropy of a softmax over the positive and its negatives.
+    """Cross entropy of a softmax over logits of the positive [targets] and its negatives [targets, n]: [targets].
 
-    Args:
-        positive: [targets] float32 logits.
-        negatives: [targets, n] float32 logits.
-        temperature: divides every logit.
-        label_smoothing: this share of the label goes evenly to all n + 1 logits (as in PyTorch).
-
-    Returns:
-        [targets] float32.
+    All are float32 and divided by the temperature; a share of the label goes evenly to all n + 1 (as in PyTorch).
     """
     positive, negatives = positive / temperature, negatives / temperature
     log_normalizer = jnp.logaddexp(positive, jax.nn.logsumexp(negatives, -1))

@@ -2,54 +2,47 @@
 
 import functools
 
-import gin
 import jax
 import jax.numpy as jnp
 
 from seqrec_jax.losses.cross_entropy import MASKED_LOGIT, check_softmax
-from seqrec_jax.losses.loss import Loss
-from seqrec_jax.losses.negatives import AnyProposal, Keys, Predictions, dot, positive_logits, score_history, wide
+from seqrec_jax.losses.loss import AnyProposal, Keys, Loss, ModelOutputs
+from seqrec_jax.losses.scores import dot, positive_logits, score_history, wide
 
 LOGITS_PER_BLOCK = 1 << 21
-MOST_DOMAINS = 8
-"""Datasets that may be trained on together with their own catalogs by the full softmax."""
 
 
 def _blocks(outputs: jax.Array, catalog: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The catalog in blocks whose logits take 8 MB, which a cache holds: [blocks, items, hidden], and their rows
-    [blocks, items]."""
+    """Blocks whose logits take 8 MB, which a cache holds: embeddings [blocks, items, hidden], rows [blocks, items]."""
     n_rows, hidden = catalog.shape
-    most = max(256, LOGITS_PER_BLOCK // len(outputs))
-    n_blocks = -(-n_rows // most)
+    n_blocks = -(-n_rows // max(256, LOGITS_PER_BLOCK // len(outputs)))
     per_block = -(-n_rows // n_blocks)
     padded = jnp.pad(catalog, ((0, n_blocks * per_block - n_rows), (0, 0)))
     return padded.reshape(n_blocks, per_block, hidden), jnp.arange(n_blocks * per_block).reshape(n_blocks, per_block)
+
+
+def _logits(outputs: jax.Array, block: tuple[jax.Array, jax.Array], n_rows: int, temperature: float) -> jax.Array:
+    """Logits of a block's items, -inf for padding: [targets, items]."""
+    embeddings, rows = block
+    return jnp.where((rows > 0) & (rows < n_rows), dot(outputs, embeddings.T) / temperature, -jnp.inf)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def log_normalizer(
     outputs: jax.Array, catalog: jax.Array, temperature: float, n_learnt: int | None = None
 ) -> jax.Array:
-    """log of the sum of exp(logit / temperature) over a catalog, in blocks of items, forward and backward.
+    """log of the sum of exp(logit / temperature) over a catalog, in blocks of items: [targets] float32.
 
     Neither the logits [targets, items] nor their gradient is ever held whole: the running maximum and sum of online
     softmax (Milakov and Gimelshein, arXiv 1805.02867), and the logits made again for the gradient.
 
-    Args:
-        outputs: [targets, hidden].
-        catalog: [n_items + 1, hidden]; row 0, padding, is left out.
-        temperature: divides the logits.
-        n_learnt: the catalog's first columns, which get a gradient; those after them are fixed. None for all.
-
-    Returns:
-        [targets] float32.
+    `outputs` are [targets, hidden], `catalog` [n_items + 1, hidden], of which row 0, padding, is left out and the
+    first `n_learnt` columns get a gradient (None for all).
     """
-    n_rows = catalog.shape[0]
 
-    def add(carry, block):
-        highest, total = carry
-        embeddings, rows = block
-        logits = jnp.where((rows > 0) & (rows < n_rows), dot(outputs, embeddings.T) / temperature, -jnp.inf)
+    def add(sums, block):
+        highest, total = sums
+        logits = _logits(outputs, block, len(catalog), temperature)
         new = jnp.maximum(highest, logits.max(1))
         return (new, total * jnp.exp(highest - new) + jnp.exp(logits - new[:, None]).sum(1)), None
 
@@ -71,10 +64,9 @@ def _backward(temperature, n_learnt, kept, gradient):
     learnt = outputs[:, :n_learnt]
 
     def of_block(to_outputs, block):
-        embeddings, rows = block
-        logits = jnp.where((rows > 0) & (rows < n_rows), dot(outputs, embeddings.T) / temperature, -jnp.inf)
+        logits = _logits(outputs, block, n_rows, temperature)
         weights = (jnp.exp(logits - value[:, None]) * scale).astype(catalog.dtype)
-        return to_outputs + dot(weights, embeddings), dot(weights.T, learnt).astype(catalog.dtype)
+        return to_outputs + dot(weights, block[0]), dot(weights.T, learnt).astype(catalog.dtype)
 
     start = jnp.zeros(outputs.shape, wide(outputs))
     to_outputs, to_catalog = jax.lax.scan(of_block, start, _blocks(outputs, catalog))
@@ -85,68 +77,61 @@ def _backward(temperature, n_learnt, kept, gradient):
 log_normalizer.defvjp(_forward, _backward)
 
 
-def _repeats(
-    predictions: Predictions, normalizer: jax.Array, offset: jax.Array, temperature: float
+def _add_history(
+    model: ModelOutputs, normalizer: jax.Array, offset: jax.Array, temperature: float
 ) -> tuple[jax.Array, jax.Array]:
     """What the offset of the history's items adds to the log normalizer and to the target's logit: [targets] each."""
-    logits, items, counts = score_history(predictions)
+    logits, items, counts = score_history(model)
     counts &= items > 0
-    held = jnp.exp(jnp.where(counts, logits / temperature - normalizer[:, None], MASKED_LOGIT)).sum(1)
-    held = jnp.minimum(held, 1 - 1e-5)  # the history's share of the softmax, which rounding may lift to 1
-    is_target = (counts & (items == predictions.observed.targets[:, None])).any(1)
-    return jnp.log1p(held * jnp.expm1(offset)), jnp.where(is_target, offset, 0)
+    share = jnp.exp(jnp.where(counts, logits / temperature - normalizer[:, None], MASKED_LOGIT)).sum(1)
+    share = jnp.minimum(share, 1 - 1e-5)  # the history's share of the softmax, which rounding may lift to 1
+    is_target = (counts & (items == model.inputs.targets[:, None])).any(1)
+    return jnp.log1p(share * jnp.expm1(offset)), jnp.where(is_target, offset, 0)
 
 
-def _competing(predictions: Predictions, temperature: float) -> tuple[jax.Array, jax.Array]:
-    """Outputs and catalog whose products are the logits, far below all others for items of another dataset.
+def _members(model: ModelOutputs, group_ids: jax.Array) -> jax.Array:
+    """1 where an item is of a group: [n_items + 1, n_groups], of the embeddings' type."""
+    return (group_ids[:, None] == jnp.arange(1, model.n_groups + 1)).astype(model.embeddings.dtype)
 
-    A column for each dataset does it: 1 for its items, and for targets of the others what a masked logit has.
-    """
-    outputs, catalog, domains = predictions.outputs, predictions.embeddings, predictions.domains
-    if domains is None:
+
+def _competing(model: ModelOutputs, temperature: float) -> tuple[jax.Array, jax.Array]:
+    """Outputs and catalog whose products are the logits, far below all others for items of another group."""
+    outputs, catalog, group_ids = model.outputs, model.embeddings, model.group_ids
+    if group_ids is None:
         return outputs, catalog
-    numbers = jnp.arange(1, MOST_DOMAINS + 1)
-    own = domains[predictions.observed.targets][:, None]
-    foreign = (own != numbers) & (own > 0)  # padding has none, and must not end in logits far below its history's
+    # A column for each group: 1 for its items, and what a masked logit has for targets of the others. Padding has no
+    # group, and must not end in logits far below its history's.
+    own = group_ids[model.inputs.targets][:, None]
+    foreign = (own != jnp.arange(1, model.n_groups + 1)) & (own > 0)
     columns = jnp.where(foreign, MASKED_LOGIT * temperature, 0).astype(outputs.dtype)
-    belongs = (domains[:, None] == numbers).astype(catalog.dtype)
-    return jnp.concatenate([outputs, columns], 1), jnp.concatenate([catalog, belongs], 1)
+    return jnp.concatenate([outputs, columns], 1), jnp.concatenate([catalog, _members(model, group_ids)], 1)
 
 
-def _mean_logit(predictions: Predictions) -> jax.Array:
+def _mean_logit(model: ModelOutputs) -> jax.Array:
     """Mean logit of the items that each target competes with: [targets]."""
-    embeddings, domains = predictions.embeddings, predictions.domains
-    if domains is None:
-        return dot(predictions.outputs, embeddings[1:].mean(0))
-    belongs = (domains[:, None] == jnp.arange(1, MOST_DOMAINS + 1)).astype(embeddings.dtype)
-    means = belongs.T @ embeddings / jnp.maximum(belongs.sum(0), 1)[:, None]
-    return (predictions.outputs * means[domains[predictions.observed.targets] - 1]).sum(-1)
+    if model.group_ids is None:
+        return dot(model.outputs, model.embeddings[1:].mean(0))
+    members = _members(model, model.group_ids)
+    means = members.T @ model.embeddings / jnp.maximum(members.sum(0), 1)[:, None]
+    return (model.outputs * means[model.group_ids[model.inputs.targets] - 1]).sum(-1)
 
 
-@gin.configurable
 def full_softmax(temperature: float = 1.0, label_smoothing: float = 0.0) -> Loss:
     """Cross entropy of the target among all items, in blocks of items.
 
-    Args:
-        temperature: divides the logits.
-        label_smoothing: share of the label spread over all items.
-
-    Raises:
-        InputError: temperature or label_smoothing is out of range.
+    The temperature divides the logits; label_smoothing is the share of the label that is spread over all items.
     """
     check_softmax("full_softmax", temperature, label_smoothing)
 
-    def losses(keys: Keys, predictions: Predictions, proposal: AnyProposal) -> jax.Array:
-        del keys, proposal
-        normalizer = log_normalizer(*_competing(predictions, temperature), temperature, predictions.n_learnt)
-        positive = positive_logits(predictions) / temperature
-        if predictions.repeat_offset is not None:
-            offset = predictions.repeat_offset / temperature
-            more, repeated = _repeats(predictions, normalizer, offset, temperature)
+    def losses(keys: Keys, model: ModelOutputs, proposal: AnyProposal) -> jax.Array:
+        normalizer = log_normalizer(*_competing(model, temperature), temperature, model.n_learnt)
+        positive = positive_logits(model) / temperature
+        if model.history_offset is not None:
+            more, repeated = _add_history(model, normalizer, model.history_offset / temperature, temperature)
             normalizer, positive = normalizer + more, positive + repeated
         if not label_smoothing:
             return normalizer - positive
-        mean = _mean_logit(predictions) / temperature
+        mean = _mean_logit(model) / temperature
         return normalizer - (1 - label_smoothing) * positive - label_smoothing * mean
 
     return Loss(lambda *_: None, lambda *_: None, losses, whole_catalog=True)

@@ -1,1 +1,1 @@
-"""Item encoder, transformer, and the recommender that joins them."""
+"""The recommender: its spec, its parameters, the network that they make, and how it is kept on disk."""

@@ -1,15 +1,23 @@
 """Parameters as SRT initialises them: N(0, 0.02) for matrices and tables, 0 for biases, 1 for scales."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+
+from seqrec_jax.model.parameters import Norm, Table
 
 STDDEV = 0.02
 LAYER_NORM_EPSILON = 1e-12
 
 
-def embedding_table(rows: int, size: int, rngs: nnx.Rngs) -> nnx.Param:
+def normal(rows: int, size: int, rngs: nnx.Rngs) -> jax.Array:
+    """Numbers for a table of rows x size."""
+    return STDDEV * jax.random.normal(rngs.params(), (rows, size))
+
+
+def table(rows: int, size: int, rngs: nnx.Rngs) -> Table:
     """A table of rows x size."""
-    return nnx.Param(STDDEV * jax.random.normal(rngs.params(), (rows, size)))
+    return Table(normal(rows, size, rngs))
 
 
 def linear(size_in: int, size_out: int, rngs: nnx.Rngs) -> nnx.Linear:
@@ -19,4 +27,6 @@ def linear(size_in: int, size_out: int, rngs: nnx.Rngs) -> nnx.Linear:
 
 def layer_norm(size: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """LayerNorm over the last axis, with scale and bias."""
-    return nnx.LayerNorm(size, epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, rngs=rngs)
+    norm = nnx.LayerNorm(size, epsilon=LAYER_NORM_EPSILON, use_fast_variance=False, rngs=rngs)
+    norm.scale, norm.bias = Norm(jnp.ones(size)), Norm(jnp.zeros(size))
+    return norm

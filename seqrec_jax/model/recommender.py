@@ -1,258 +1,219 @@
-"""The recommender: item embeddings from text, a transformer over a user's items, scores by dot product."""
+"""The recommender: what it is, its numbers, and what it has counted; a value that is never changed."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from absl import logging
 
+from seqrec_jax.data.format import TOKENIZER
+from seqrec_jax.data.store import Dataset
 from seqrec_jax.errors import InputError
-from seqrec_jax.model.dropout import Noise, drop_in_rows, split_noise
-from seqrec_jax.model.initializers import embedding_table, layer_norm
-from seqrec_jax.model.item_encoder import (
-    ITEM_ENCODERS,
-    ITEM_ID,
-    POOLINGS,
-    IdItemEncoder,
-    TextAndIdItemEncoder,
-    TextItemEncoder,
-)
-from seqrec_jax.model.lexical import LEXICAL, LexicalHead
-from seqrec_jax.model.transformer import ATTENTIONS, Block, attention_bias
+from seqrec_jax.items.features import read_features
+from seqrec_jax.items.item_id import ITEM_ID
+from seqrec_jax.items.text import TextTokens
+from seqrec_jax.model.graph import Graph
+from seqrec_jax.model.parameters import Knob, Params
+from seqrec_jax.model.spec import Architecture, Spec
+
+if TYPE_CHECKING:
+    import seqrec_jax
+    from seqrec_jax.data.corpus import Corpus
+
+ROWS = f"item_encoder/tables/{ITEM_ID}"
+CHANGEABLE = (
+    "item_encoder", "repeat_offset", "transitions", "lexical_size", "hidden_dropout", "attention_dropout",
+    "id_dropout", "token_dropout", "attention",
+)  # fmt: skip
+"""Fields of Architecture that trained parameters allow to change."""
 
 
-@gin.configurable
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-    """The shape of a recommender; kept in every checkpoint.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recommender:
+    """A sequential recommender.
 
     Attributes:
-        n_layers: transformer blocks.
-        n_heads: attention heads; hidden_size is a multiple of it.
-        hidden_size: width of item embeddings and of the transformer.
-        inner_size: width within the feed-forward maps.
-        embedding_size: width of the token tables; None for hidden_size.
-        max_length: most items of a history that the model reads.
-        pooling: how an item's token embeddings become one: sum, mean or max.
-        hidden_dropout: after the input, attention and feed-forward.
-        attention_dropout: on the attention weights.
-        item_encoder: `text`; `id`, a trainable row for each item; or `text_and_id`, their sum.
-        repeat_offset: learn one number that is added to the scores of the items that the history holds, for data in
-            which users seldom take an item twice; see Recommender.repeat_offset.
-        transitions: have one number by which the counts of what followed the history's items in training are added to
-            the scores; it is chosen on validation, see Recommender.transition_weight.
-        id_dropout: share of the items whose own row is left out in a training step.
-        token_dropout: share of the vocabulary that the item encoder does not read in a training step, so that a model
-            with a lexical head learns what to do where words are new.
-        lexical_size: of the fixed vectors of the items' words, by which the model also scores; see LexicalHead. 0 for
-            none; 128 loses little. More costs time in proportion, as if hidden_size were as much larger.
-        attention: `xla`, or `cudnn` for the fused kernel of NVIDIA GPUs, which takes 16-bit numbers and no dropout on
-            the weights.
+        spec: Its architecture, and what it reads of an item.
+        params: Its parameters by name.
+        statistics: By score term what it has counted in the training log, such as transitions.
+        tokenizer: The SentencePiece model whose tokens it knows, serialized.
+        trained_with: Corpus.settings of what it was trained on; empty where it was not trained.
     """
 
-    n_layers: int = 2
-    n_heads: int = 2
-    hidden_size: int = 64
-    inner_size: int = 64
-    embedding_size: int | None = None
-    max_length: int = 50
-    pooling: str = "sum"
-    hidden_dropout: float = 0.5
-    attention_dropout: float = 0.5
-    item_encoder: str = "text"
-    repeat_offset: bool = False
-    transitions: bool = False
-    id_dropout: float = 0.0
-    token_dropout: float = 0.0
-    lexical_size: int = 0
-    attention: str = "xla"
+    spec: Spec
+    params: Params
+    statistics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tokenizer: bytes = b""
+    trained_with: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self):
-        if self.hidden_size % self.n_heads:
-            raise InputError(
-                f"Architecture.hidden_size = {self.hidden_size} is not divisible by "
-                f"Architecture.n_heads = {self.n_heads}"
-            )
-        for name, known in (("pooling", POOLINGS), ("item_encoder", ITEM_ENCODERS), ("attention", ATTENTIONS)):
-            if getattr(self, name) not in known:
-                raise InputError(f"Architecture.{name} = {getattr(self, name)!r} is not one of {', '.join(known)}")
-        if self.attention == "cudnn" and self.attention_dropout:
-            raise InputError(
-                "Architecture.attention = 'cudnn' drops no weights; bind Architecture.attention_dropout = 0.0"
-            )
-        for name in ("hidden_dropout", "attention_dropout", "id_dropout", "token_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"Architecture.{name} = {getattr(self, name)} is not in [0, 1)")
-        for name in ("n_layers", "n_heads", "hidden_size", "inner_size", "max_length"):
-            if getattr(self, name) < 1:
-                raise InputError(f"Architecture.{name} = {getattr(self, name)} is below 1")
-        if self.lexical_size < 0:
-            raise InputError(f"Architecture.lexical_size = {self.lexical_size} is below 0")
-
-    @property
-    def output_size(self) -> int:
-        """Of an item's embedding and of what is scored against it."""
-        return self.hidden_size + self.lexical_size
-
-
-class Recommender(nnx.Module):
-    """SRT (Zivic et al., SIGIR 2024): RecBole's SASRec over text features.
-
-    Args:
-        architecture: the shape.
-        vocab_sizes: rows of each text feature's token table, and of the items' under `item_id`.
-        rematerialize: make each block's activations again for the gradient instead of keeping them.
-        table_axis: of the mesh, over which the tables' columns are divided, where it is called within shard_map.
-    """
-
-    def __init__(
-        self,
-        architecture: Architecture,
-        vocab_sizes: Mapping[str, int],
-        rematerialize: bool = False,
-        table_axis: str | None = None,
-        *,
-        rngs: nnx.Rngs,
-    ):
-        a = architecture
-        self.hidden_dropout, self.rematerialize = a.hidden_dropout, rematerialize
-        self.item_encoder = _item_encoder(a, vocab_sizes, table_axis, rngs)
-        self.repeat = nnx.Param(jnp.zeros(())) if a.repeat_offset else None
-        self.transitions = nnx.Param(jnp.zeros(())) if a.transitions else None
-        self.hidden_size = a.hidden_size
-        self.lexical = LexicalHead(a.hidden_size, a.max_length, rngs=rngs) if a.lexical_size else None
-        self.position_table = embedding_table(a.max_length, a.hidden_size, rngs)
-        self.norm = layer_norm(a.hidden_size, rngs)
-        self.blocks = nnx.List(
-            Block(a.hidden_size, a.inner_size, a.n_heads, a.hidden_dropout, a.attention_dropout, a.attention, rngs=rngs)
-            for _ in range(a.n_layers)
-        )
-
-    def encode_items(
-        self, features: Mapping[str, jax.Array | np.ndarray], dropout_key: jax.Array | None = None
-    ) -> jax.Array:
-        """Item embeddings [items, output_size], from tokens [items, tokens] per text feature, rows [items] as
-        `item_id`, and lexical vectors [items, lexical_size] as `lexical`, which come last in them."""
-        learnt = self.item_encoder(features, dropout_key)
-        if self.lexical is None:
-            return learnt
-        return jnp.concatenate([learnt, jnp.asarray(features[LEXICAL]).astype(learnt.dtype)], -1)
-
-    @property
-    def repeat_offset(self) -> jax.Array | None:
-        """What is added to the scores of items that the history holds; None without Architecture.repeat_offset.
-
-        A model of texts scores highest what reads like the history, and so the history itself, however rarely an item
-        is bought again: what RepeatNet (Ren et al., AAAI 2019) learns with a gate, at the price of one number. It is
-        kept in tenths, so that an optimizer whose steps suit weights of size 0.02 moves it fast enough.
-        """
-        return None if self.repeat is None else 10 * self.repeat[...]
-
-    @property
-    def transition_weight(self) -> jax.Array | None:
-        """By how much what followed the history's items in training raises scores; None without
-        Architecture.transitions.
-
-        Embeddings of few dimensions cannot hold which of thousands of items followed which; counts can. The loss does
-        not see them, as a training sequence is among those that were counted. Kept in tenths, as the repeat offset.
-        """
-        return None if self.transitions is None else 10 * self.transitions[...]
-
-    def encode_sequences(
-        self,
-        item_embeddings: jax.Array,
-        segments: jax.Array,
-        positions: jax.Array,
-        noise: Noise | None = None,
-    ) -> jax.Array:
-        """The transformer's output at every position.
+    @classmethod
+    def create(
+        cls,
+        corpus: "Corpus",
+        architecture: Architecture | None = None,
+        seed: int = 2020,
+        max_tokens: Mapping[str, int] | None = None,
+    ) -> "Recommender":
+        """A freshly initialised recommender for what is to be trained on.
 
         Args:
-            item_embeddings: [rows, length, output_size].
-            segments: [rows, length] int32; positions attend within their segment, 0 is padding.
-            positions: [rows, length] int32, from the segment's start.
-            noise: of the dropout; None switches it off.
-
-        Returns:
-            [rows, length, output_size]; its dot product with an item embedding is that item's score as the next one.
+            corpus: Gives the tokenizer, the text features, and the items that get rows.
+            architecture: Its shape; None for the defaults.
+            seed: Of the initialisation.
+            max_tokens: Text features to read and the most tokens of each; None reads all. An InputError where the
+                datasets lack them.
         """
-        of_input, *of_blocks = split_noise(noise, len(self.blocks) + 1)
-        learnt, words = jnp.split(item_embeddings, [self.hidden_size], -1)
-        inputs = x = self.norm(learnt + self.position_table[...][positions].astype(learnt.dtype))
-        x = drop_in_rows(x, self.hidden_dropout, of_input)
-        bias = attention_bias(segments)
-        for block, of_block in zip(self.blocks, of_blocks, strict=True):
-            run = jax.checkpoint(block) if self.rematerialize else block
-            x = run(x, bias, of_block)
-        return x if self.lexical is None else self.lexical(x, inputs, words, bias)
+        spec = Spec.of(architecture or Architecture(), corpus.data, max_tokens)
+        tokenizer = (corpus.datasets[0].folder / TOKENIZER).read_bytes()
+        return cls(spec, spec.graph().init(seed), tokenizer=tokenizer)
+
+    @property
+    def architecture(self) -> Architecture:
+        """Its shape."""
+        return self.spec.architecture
+
+    @functools.cached_property
+    def graph(self) -> Graph:
+        """Its structure; see Graph."""
+        return self.spec.graph()
+
+    def replace(self, **changes: Any) -> "Recommender":
+        """A copy with other values of some attributes."""
+        return dataclasses.replace(self, **changes)
+
+    def check(self, data: Dataset) -> None:
+        """Refuses, by an InputError, a dataset of another tokenizer, or of another catalog where the model has rows."""
+        _check_dataset(data)
+        self.graph.check(self.params)
+        if self.spec.texts and self.spec.tokenizer_sha256 != data.tokenizer_sha256:
+            raise InputError(
+                f"{data.folder}: was made with another tokenizer than the model's; make it again with "
+                "python -m etl.main --gin_file=gin/etl_recbole.gin "
+                "--gin_bindings=\"TOKENIZER='RUN_DIR'\", the folder of the model's run, and your SOURCE, OUTPUT"
+            )
+        if self.spec.has_rows and self.spec.catalog_sha256 != data.catalog_sha256():
+            raise InputError(
+                f"{data.folder}: has another catalog than the checkpoint's, which has a row for each item of its own "
+                f"(Architecture.item_encoder = {self.architecture.item_encoder!r}); give the dataset it was trained on"
+            )
+
+    def features(self, data: Dataset, starts: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """What the model reads of a catalog: per feature [n_items + 1, ...].
+
+        `starts` are those of the catalogs that the dataset joins (Corpus.item_starts); None for one.
+        """
+        return read_features(self.spec.features, data, starts)
+
+    def statistics_for(self, data: Dataset) -> dict[str, Any]:
+        """The statistics that were counted on the same catalog as the dataset's; says what is left out."""
+        if not self.statistics:
+            return {}
+        catalog = data.catalog_sha256()
+        fitting = {name: of for name, of in self.statistics.items() if of.catalog_sha256 == catalog}
+        for name in self.statistics.keys() - fitting.keys():
+            logging.warning("%s: has another catalog than the model's, so its %s are left out", data.folder, name)
+        return fitting
+
+    def adapt(self, data: Dataset, changes: Mapping[str, Any] | None = None, seed: int = 2020) -> "Recommender":
+        """The model laid over another dataset: parameters are kept where the new model has them.
+
+        Rows that are new beside texts begin at 0, and so do knobs, so that a model of texts begins as it was. Text
+        features of the dataset that the model does not know are read with the first one's tokens, so that no parameter
+        changes its shape.
+
+        Args:
+            data: The dataset, of the model's tokenizer.
+            changes: Fields of Architecture to change; an InputError for those that are not CHANGEABLE.
+            seed: Of what is new besides.
+        """
+        _check_dataset(data)
+        architecture = _changed(self.architecture, changes or {})
+        if architecture.item_encoder != "id" and self.spec.tokenizer_sha256 != data.tokenizer_sha256:
+            self.check(data)
+        texts = self._texts_on(data) if architecture.item_encoder != "id" else ()
+        tokenizer = self.spec.tokenizer_sha256 if texts else data.tokenizer_sha256
+        spec = Spec.from_texts(architecture, texts, data, tokenizer)
+        same_catalog = spec.catalog_sha256 is not None and self.spec.catalog_sha256 == spec.catalog_sha256
+        if self.spec.has_rows and not same_catalog:
+            logging.info("%s: has another catalog, so the checkpoint's item rows are left behind", data.folder)
+        known = self.tokenizer if texts else (data.folder / TOKENIZER).read_bytes()
+        params = self.restored_in(spec, seed, same_catalog)
+        return self.replace(spec=spec, params=params, statistics={}, tokenizer=known)
+
+    def _texts_on(self, data: Dataset) -> tuple[TextTokens, ...]:
+        """The model's text features, with those that are new in the dataset appended to the first."""
+        texts = self.spec.texts
+        known = {name for feature in texts for name in feature.columns()}
+        new = [name for name in data.features if texts and name not in known]
+        if not new:
+            return texts
+        logging.info("%s: the model does not know %s; read as more words of %s", data.folder, ", ".join(new),
+                     texts[0].name)  # fmt: skip
+        more = tuple((name, data.tokens(name).shape[1]) for name in new)
+        return (dataclasses.replace(texts[0], appended=texts[0].appended + more), *texts[1:])
+
+    def restored_in(self, spec: Spec, seed: int = 0, same_catalog: bool = False) -> Params:
+        """Parameters of another spec of the same widths: this model's where they have a place, else zeros or new.
+
+        Item rows are kept only where both have the same catalog.
+        """
+        graph = spec.graph()
+        kept = {name: array for name, array in self.params.items() if name in graph.shapes}
+        if not same_catalog:
+            kept.pop(ROWS, None)
+        missing = graph.shapes.keys() - kept.keys()
+        zeros = {name for name in missing if graph.kinds[name] is Knob and graph.shapes[name].ndim == 0}
+        if spec.texts:
+            zeros |= missing & {ROWS}
+        fresh = graph.init(seed) if missing - zeros else {}
+        new = {name: jnp.zeros_like(graph.shapes[name]) if name in zeros else fresh[name] for name in missing}
+        params = dict(sorted((kept | new).items()))
+        graph.check(params)
+        return params
+
+    def average(self, other: "Recommender", share: float) -> "Recommender":
+        """The average with a share, from 0 to 1, of another model of its spec (WiSE-FT, Wortsman et al., CVPR 2022)."""
+        if not 0 <= share <= 1:
+            raise InputError(f"Recommender.average: share = {share} is not in [0, 1]")
+        self.graph.check(other.params)
+        params = jax.tree.map(lambda mine, theirs: mine + share * (theirs - mine), self.params, other.params)
+        return self.replace(params=params)
+
+    def index(self, data: Dataset) -> "seqrec_jax.Index":
+        """The model laid over a catalog, to recommend with; see Index."""
+        import seqrec_jax
+
+        return seqrec_jax.Index(self, data)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes a folder that `load` reads; an InputError where it holds a model or cannot be written."""
+        import seqrec_jax
+
+        seqrec_jax.save(folder, self)
 
 
-def items_read(items: jax.Array, positions: jax.Array, slots: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The items that the model has read at each slot.
-
-    Args:
-        items: [rows, length] int32, catalog items.
-        positions: [rows, length] int32, counted from the start of a user's window.
-        slots: [n] int32, flattened places (row * length + column).
-
-    Returns:
-        Items [n, length] int32, those of the slot's row, and bool [n, length]: whether an item lies in the window up to
-        the slot, at its first place there, so that each distinct item is marked once.
-    """
-    length = items.shape[1]
-    column, row, last = jnp.arange(length), slots // length, slots % length
-    start = column - positions
-    same = (items[:, :, None] == items[:, None, :]) & (start[:, :, None] == start[:, None, :])
-    again = (same & (column[None, :] < column[:, None])).any(2)
-    inside = (start[row] == start[row, last][:, None]) & (column <= last[:, None])
-    return items[row], inside & ~again[row]
+def _check_dataset(data: Any) -> None:
+    if not isinstance(data, Dataset):
+        raise InputError(f"expected a Dataset, as open_dataset gives it; got a {type(data).__name__}")
 
 
-def _item_encoder(a: Architecture, vocab_sizes: Mapping[str, int], table_axis: str | None, rngs: nnx.Rngs):
-    texts = {name: size for name, size in vocab_sizes.items() if name != ITEM_ID}
-
-    def of_rows() -> IdItemEncoder:
-        return IdItemEncoder(vocab_sizes[ITEM_ID], a.hidden_size, a.id_dropout, table_axis, rngs=rngs)
-
-    if a.item_encoder == "id":
-        return of_rows()
-    size = a.embedding_size or a.hidden_size
-    text = TextItemEncoder(texts, size, a.hidden_size, a.pooling, a.token_dropout, table_axis, rngs=rngs)
-    return text if a.item_encoder == "text" else TextAndIdItemEncoder(text, of_rows())
-
-
-def graph_of(
-    architecture: Architecture,
-    vocab_sizes: Mapping[str, int],
-    rematerialize: bool = False,
-    table_axis: str | None = None,
-) -> nnx.GraphDef:
-    """A recommender's graph definition, without parameters; see Recommender for the arguments."""
-    return nnx.graphdef(
-        nnx.eval_shape(lambda: Recommender(architecture, vocab_sizes, rematerialize, table_axis, rngs=nnx.Rngs(0)))
-    )
-
-
-def build(
-    architecture: Architecture,
-    vocab_sizes: Mapping[str, int],
-    seed: int,
-    shardings: Callable[[nnx.State], nnx.State] | None = None,
-) -> tuple[nnx.GraphDef, nnx.State]:
-    """A freshly initialised recommender, split into its graph definition and its parameter tree.
-
-    Args:
-        architecture: the shape.
-        vocab_sizes: see Recommender.
-        seed: of the initialisation.
-        shardings: gives each parameter's, from the tree of shapes; None leaves all on the default device.
-    """
-
-    def init() -> nnx.State:
-        return nnx.state(Recommender(architecture, vocab_sizes, rngs=nnx.Rngs(seed)))
-
-    placed = None if shardings is None else shardings(jax.eval_shape(init))
-    return graph_of(architecture, vocab_sizes), jax.jit(init, out_shardings=placed)()
+def _changed(architecture: Architecture, changes: Mapping[str, Any]) -> Architecture:
+    """An architecture with what its parameters allow to change."""
+    for name in changes:
+        if name not in CHANGEABLE:
+            raise InputError(
+                f"changes names {name!r}; what a checkpoint's parameters allow to change is {', '.join(CHANGEABLE)}"
+            )
+    if "text" in str(changes.get("item_encoder")) and architecture.item_encoder == "id":
+        raise InputError(
+            f"changes = {dict(changes)!r}: the checkpoint's model has rows for its items and reads no text; train one "
+            "with Architecture.item_encoder = 'text' first"
+        )
+    if changes.get("item_encoder") == "id":
+        changes = {"lexical_size": 0, **changes}
+    return dataclasses.replace(architecture, **changes)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from seqrec_jax.model.item_encoder import ITEM_ID
+from seqrec_jax.items.item_id import ITEM_ID
 
 TOKEN_TABLE = "feature_embed_layer.token_seq_embedding_table.item"
 BLOCK_PARTS = {
@@ -21,61 +21,49 @@ BLOCK_PARTS = {
 PARTS = {
     "adapter_layer": "item_encoder/projection",
     "LayerNorm": "norm",
-    "lexical.query": "lexical/query",
-    "lexical.key": "lexical/key",
+    "lexical.query": "terms/lexical/query",
+    "lexical.key": "terms/lexical/key",
 }
 WHOLE = {
     "position_embedding.weight": "position_table",
     "item_embedding.weight": f"item_encoder/tables/{ITEM_ID}",
-    "repeat_offset": "repeat",
-    "lexical.recency": "lexical/recency",
-    "lexical.gate": "lexical/gate",
-    "lexical.scale": "lexical/scale",
-    "lexical.trust": "lexical/trust",
+    "repeat_offset": "terms/repeat/offset",
+    "lexical.recency": "terms/lexical/recency",
+    "lexical.gate": "terms/lexical/gate",
+    "lexical.scale": "terms/lexical/scale",
+    "lexical.trust": "terms/lexical/trust",
 }
-"""Arrays under a name of their own: RecBole's for a table of items. The repeat offset and the lexical head have no
-counterpart there."""
+"""Arrays under a name of their own: RecBole's for a table of items. Repeat offset and lexical term have none there."""
+OUR_PARTS, OUR_WHOLE = ({ours: theirs for theirs, ours in of.items()} for of in (PARTS | BLOCK_PARTS, WHOLE))
 
 
-def our_name(torch_name: str, features: Sequence[str]) -> str | None:
-    """The reference's parameter name to ours; None where it is not one of a recommender's.
-
-    Args:
-        torch_name: such as `trm_encoder.layer.0.feed_forward.dense_1.weight`.
-        features: text features in the order of their tables.
-    """
-    if torch_name in WHOLE:
-        return WHOLE[torch_name]
-    if match := re.fullmatch(rf"{re.escape(TOKEN_TABLE)}\.(\d+)\.weight", torch_name):
-        ordinal = int(match[1])
-        return f"item_encoder/tables/{features[ordinal]}" if ordinal < len(features) else None
-    module, _, kind = torch_name.rpartition(".")
-    if match := re.fullmatch(r"trm_encoder\.layer\.(\d+)\.(.+)", module):
-        part = BLOCK_PARTS.get(match[2])
-        ours = None if part is None else f"blocks/{match[1]}/{part}"
-    else:
-        ours = PARTS.get(module)
-    if ours is None or kind not in ("weight", "bias"):
+def our_name(theirs: str, features: Sequence[str]) -> str | None:
+    """Our name of a parameter by the reference's, with the text features in the order of their tables; or None."""
+    module, _, kind = theirs.rpartition(".")
+    if theirs in WHOLE:
+        return WHOLE[theirs]
+    if match := re.fullmatch(rf"{re.escape(TOKEN_TABLE)}\.(\d+)", module):
+        return f"item_encoder/tables/{features[int(match[1])]}" if int(match[1]) < len(features) else None
+    match = re.fullmatch(r"trm_encoder\.layer\.(\d+)\.(.+)", module)
+    part = BLOCK_PARTS.get(match[2]) if match else PARTS.get(module)
+    if part is None or kind not in ("weight", "bias"):
         return None
-    if kind == "bias":
-        return f"{ours}/bias"
-    return f"{ours}/scale" if ours.endswith("norm") else f"{ours}/kernel"
+    ours = f"blocks/{match[1]}/{part}" if match else part
+    return f"{ours}/{'bias' if kind == 'bias' else 'scale' if part.endswith('norm') else 'kernel'}"
 
 
 def torch_name(name: str, features: Sequence[str]) -> str:
-    """The inverse of our_name; a model of texts and rows has its tables under the same names as one of either."""
-    name = re.sub(r"^item_encoder/(text|item_id)/", "item_encoder/", name)
-    for torch, ours in WHOLE.items():
-        if name == ours:
-            return torch
+    """The inverse of our_name."""
+    if name in OUR_WHOLE:
+        return OUR_WHOLE[name]
     if name.startswith("item_encoder/tables/"):
         return f"{TOKEN_TABLE}.{features.index(name.rpartition('/')[2])}.weight"
     module, _, kind = name.rpartition("/")
     suffix = "bias" if kind == "bias" else "weight"
-    if match := re.fullmatch(r"blocks/(\d+)/(.+)", module):
-        parts = {ours: torch for torch, ours in BLOCK_PARTS.items()}
-        return f"trm_encoder.layer.{match[1]}.{parts[match[2]]}.{suffix}"
-    return f"{next(torch for torch, ours in PARTS.items() if ours == module)}.{suffix}"
+    if module.startswith("blocks/"):
+        _, number, part = module.split("/", 2)
+        return f"trm_encoder.layer.{number}.{OUR_PARTS[part]}.{suffix}"
+    return f"{OUR_PARTS[module]}.{suffix}"
 
 
 def _turned(name: str, array: np.ndarray) -> np.ndarray:
@@ -90,11 +78,6 @@ def to_torch(arrays: Mapping[str, np.ndarray], features: Sequence[str]) -> dict[
 
 def from_torch(arrays: Mapping[str, np.ndarray], features: Sequence[str]) -> tuple[dict[str, np.ndarray], list[str]]:
     """The inverse of to_torch, and the names that are not a recommender's."""
-    ours, unknown = {}, []
-    for theirs, array in arrays.items():
-        name = our_name(theirs, features)
-        if name is None:
-            unknown.append(theirs)
-        else:
-            ours[name] = _turned(name, array)
-    return ours, unknown
+    names = {theirs: our_name(theirs, features) for theirs in arrays}
+    ours = {name: _turned(name, arrays[theirs]) for theirs, name in names.items() if name is not None}
+    return ours, [theirs for theirs, name in names.items() if name is None]

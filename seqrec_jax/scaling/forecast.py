@@ -9,92 +9,52 @@ from scipy.special import ndtr, stdtrit
 from threadpoolctl import threadpool_limits
 
 from seqrec_jax.errors import InputError
-from seqrec_jax.scaling.frontier import (
-    ENVELOPE,
-    TO_DEVIATION,
-    Fit,
-    Frontier,
-    Points,
-    best_method,
-    best_reference,
-    envelope_of,
-    fit,
-    frontier_of,
-)
+from seqrec_jax.scaling import frontier as f
+from seqrec_jax.scaling.frontier import Fit, Frontier, Points, fit, frontier_of
 from seqrec_jax.scaling.laws import Law, laws
 
-HELD_BACK = (0.25, 0.375, 0.5)
-"""Shares of the range of ln C, from the top, whose runs a forecast does not see."""
-BIN = float(np.log(10) / 2)
-"""Width, in ln C, of the bins that a forecast's error is averaged over."""
-WITHIN = (2.5, 97.5)
-"""Percentiles that bound an interval."""
-TELLING = 1.96
-"""Standard errors by which a form's forecasts must be worse than the best's, for the data to tell them apart."""
-SLIGHT = 0.01
-"""Difference of forecasts' errors, in ln of the metric, for which a form of more parameters is not worth having."""
-MATERIAL = 0.03
-"""Difference of forecasts' errors, in ln of the metric, which fewer parameters do not make up for."""
-LEAST_ERROR = 1e-3
-"""Added to errors that are set against one another, so that none is nothing."""
+HELD_BACK = (0.25, 0.375, 0.5)  # shares of the range of ln C, from the top, whose runs a forecast does not see
+BIN = float(np.log(10) / 2)  # width, in ln C, of the bins that a forecast's error is averaged over
+WITHIN = (2.5, 97.5)  # percentiles that bound an interval
+TELLING = 1.96  # standard errors by which forecasts must be worse than the best's, for the data to tell them apart
+SLIGHT = 0.01  # difference of forecasts' errors, in ln of the metric, that is not worth more parameters
+MATERIAL = 0.03  # difference of forecasts' errors, in ln of the metric, which fewer parameters do not make up for
+LEAST_ERROR = 1e-3  # added to errors that are set against one another, so that none is nothing
+_Fits = dict[tuple[str | None, int], Fit]  # by form and cut; without a form, to the envelope
 
 
 class Forecast(NamedTuple):
-    """How well a form fitted to smaller runs foretells larger ones.
+    """How well a form fitted to smaller runs foretells larger ones."""
 
-    Attributes:
-        below: compute that all runs of the fit have ended below.
-        runs: of the fit.
-        error: mean over bins of the absolute error, in ln of the metric; NaN where the smaller runs cannot carry the
-            form.
-    """
-
-    below: float
-    runs: int
-    error: float
+    below: float  # compute that all runs of the fit have ended below
+    runs: int  # number of those runs
+    error: float  # mean over bins of the absolute error, in ln of the metric; NaN where the runs cannot carry the form
 
 
 class Judged(NamedTuple):
-    """A form on all runs.
+    """A form on all runs."""
 
-    Attributes:
-        fitted: to the frontier.
-        draws: [n, parameters] float64, of bootstrap draws of runs.
-        forecasts: one a cut.
-        error: mean of the forecasts' errors.
-        told_apart: whether the data can tell its forecasts from the best form's.
-    """
-
-    fitted: Fit
-    draws: np.ndarray
-    forecasts: Sequence[Forecast]
-    error: float
-    told_apart: bool
+    fitted: Fit  # fit to the frontier
+    draws: np.ndarray  # [n, parameters] float64, of bootstrap draws of runs
+    forecasts: Sequence[Forecast]  # one for each cut
+    error: float  # mean of the forecasts' errors
+    told_apart: bool  # whether the data can tell its forecasts from the best form's
 
 
 class Study(NamedTuple):
-    """What is known of the frontier.
+    """What is known of the frontier."""
 
-    Attributes:
-        points: all evaluations.
-        frontier: those near it.
-        judged: each form, by name.
-        chosen: the form that forecasts best, or one of fewer parameters that is about as good; see _choose.
-    """
-
-    points: Points
-    frontier: Frontier
-    judged: Mapping[str, Judged]
-    chosen: str
+    points: Points  # all evaluations
+    frontier: Frontier  # those near it
+    judged: Mapping[str, Judged]  # each form, by name
+    chosen: str  # the form that forecasts best, or one of fewer parameters that is about as good
 
     def predict(self, name: str, compute: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """A form's values [n], and the ends of their 95 % intervals, from the draws alone."""
         judged, z = self.judged[name], np.log(np.asarray(compute, float)) - self.points.centre
         law = judged.fitted.law
         values = law.evaluate(judged.fitted.theta, z)
-        drawn = np.stack([law.evaluate(theta, z) for theta in judged.draws])
-        low, high = self.interval(name, values, drawn)
-        return values, low, high
+        return values, *self.interval(name, values, np.stack([law.evaluate(theta, z) for theta in judged.draws]))
 
     def interval(
         self, name: str, values: np.ndarray | float, drawn: np.ndarray | Sequence[float]
@@ -115,14 +75,7 @@ class Study(NamedTuple):
 
 
 def percentiles(runs: int, parameters: int) -> tuple[float, float]:
-    """Of draws, that bound a 95 % interval: a little beyond 2.5 and 97.5, as draws of few runs vary too little.
-
-    (The expanded percentile interval: Hesterberg, The American Statistician, 2015.)
-
-    Args:
-        runs: that were drawn from.
-        parameters: fitted to them.
-    """
+    """Percentiles of draws that bound a 95 % interval; expanded (Hesterberg, 2015), as few runs vary too little."""
     free = max(1, runs - parameters)
     beyond = 100 * float(ndtr(-np.sqrt(runs / free) * stdtrit(free, 0.975)))
     return beyond, 100 - beyond
@@ -131,18 +84,12 @@ def percentiles(runs: int, parameters: int) -> tuple[float, float]:
 def interval(
     values: np.ndarray, drawn: np.ndarray, method: str, within: tuple[float, float] = WITHIN
 ) -> tuple[np.ndarray, np.ndarray]:
-    """95 % intervals from bootstrap draws.
+    """95 % intervals of values [...] from bootstrap draws [draws, ...]; `method` is one of METHODS.
 
     A draw of runs lacks a third of them, and with them some of the envelope, which makes the draws' envelopes lower
     than the whole; so theirs are moved to where the value is.
-
-    Args:
-        values: [...] of all runs.
-        drawn: [draws, ...].
-        method: see Frontier.
-        within: percentiles of the draws.
     """
-    moved = drawn - np.median(drawn, 0) + values if method == ENVELOPE else drawn
+    moved = drawn - np.median(drawn, 0) + values if method == f.ENVELOPE else drawn
     low, high = np.percentile(moved, within, axis=0)
     return np.minimum(low, values), np.maximum(high, values)
 
@@ -150,18 +97,6 @@ def interval(
 def cuts_of(points: Points) -> np.ndarray:
     """Where the runs that are held back begin, by HELD_BACK: [cuts] float64, in z."""
     return points.z.max() - np.array(HELD_BACK) * np.ptp(points.z)
-
-
-class _Known(NamedTuple):
-    """Fits of forecasts, with which those of draws begin.
-
-    Attributes:
-        references: by cut, to the envelope of what is seen.
-        fits: by form and cut.
-    """
-
-    references: dict[int, Fit]
-    fits: dict[tuple[str, int], Fit]
 
 
 class _Judge(NamedTuple):
@@ -173,57 +108,35 @@ class _Judge(NamedTuple):
     cuts: np.ndarray
 
     def forecasts(
-        self, points: Points, frontier: Frontier, near: _Known | None = None
-    ) -> tuple[dict[str, list[Forecast]], _Known]:
-        """Of each form one a cut, and the fits that made them.
-
-        Args:
-            points: of the runs.
-            frontier: of all of them.
-            near: fits of about the same runs, to begin with.
-        """
+        self, points: Points, frontier: Frontier, near: _Fits | None = None
+    ) -> tuple[dict[str, list[Forecast]], _Fits]:
+        """Of each form one a cut, and the fits that made them; `near` are fits of about the same runs."""
         found: dict[str, list[Forecast]] = {law.name: [] for law in self.forms}
-        made = _Known({}, {})
-        runs = np.unique(points.runs)
+        made, runs = _Fits(), np.unique(points.runs)
         ends = np.array([points.z[points.runs == run].max() for run in runs])
         for place, cut in enumerate(self.cuts):
-            smaller, below = runs[ends < cut], float(np.exp(cut + points.centre))
-            later = frontier.points.within(cut, np.inf)
-            errors = {}
-            if len(smaller) and len(later.z):
-                errors = self._errors(points.of(smaller), later, place, near, made)
+            smaller, later = runs[ends < cut], frontier.points.within(cut, np.inf)
+            both = len(smaller) and len(later.z)
+            errors = self._errors(points.of(smaller), later, place, near or {}, made) if both else {}
             for name, forecasts in found.items():
-                forecasts.append(Forecast(below, len(smaller), errors.get(name, float("nan"))))
+                error = errors.get(name, float("nan"))
+                forecasts.append(Forecast(float(np.exp(cut + points.centre)), len(smaller), error))
         return found, made
 
-    def _errors(self, seen: Points, later: Points, place: int, near: _Known | None, made: _Known) -> dict[str, float]:
+    def _errors(self, seen: Points, later: Points, place: int, near: _Fits, made: _Fits) -> dict[str, float]:
         """Of the forms that what is seen can carry; adds to the fits made."""
         errors = {}
         with contextlib.suppress(InputError):
-            if near is None or place not in near.references:
-                reference = fit(self.reference, envelope_of(seen))
-            else:
-                reference = near.references[place]
-            made.references[place] = reference
-            known = frontier_of(seen, self.method, reference)
+            made[None, place] = near.get((None, place)) or fit(self.reference, f.envelope_of(seen))
+            known = frontier_of(seen, self.method, made[None, place])
             for law in self.forms:
                 with contextlib.suppress(InputError):
-                    fitted = fit(law, known, None if near is None else near.fits.get((law.name, place)))
-                    made.fits[law.name, place] = fitted
-                    errors[law.name] = _error(fitted, known.points, later, self.cuts[place])
+                    made[law.name, place] = fitted = fit(law, known, near.get((law.name, place)))
+                    # How far the later points are above the law, beyond what is usual for those that it was fitted to.
+                    missed = fitted.residuals(later) - np.mean(fitted.residuals(known.points))
+                    bins = np.floor((later.z - self.cuts[place]) / BIN)
+                    errors[law.name] = float(np.mean([abs(np.mean(missed[bins == of])) for of in np.unique(bins)]))
         return errors
-
-
-def _error(fitted: Fit, known: Points, later: Points, cut: float) -> float:
-    """Of a form fitted to what is known, on what came later, where the frontier's points lie as usual about it."""
-    missed = _above(fitted, later) - np.mean(_above(fitted, known))
-    bins = np.floor((later.z - cut) / BIN)
-    return float(np.mean([abs(np.mean(missed[bins == which])) for which in np.unique(bins)]))
-
-
-def _above(fitted: Fit, points: Points) -> np.ndarray:
-    """How far points are above a law, in ln of the metric: [n] float64."""
-    return np.log(points.values) - fitted.law.ln(fitted.theta, points.z)
 
 
 def _mean_errors(forecasts: Mapping[str, Sequence[Forecast]]) -> dict[str, float]:
@@ -231,53 +144,37 @@ def _mean_errors(forecasts: Mapping[str, Sequence[Forecast]]) -> dict[str, float
 
 
 def _choose(errors: Mapping[str, float], drawn: Sequence[Mapping[str, float]]) -> tuple[str, dict[str, bool]]:
-    """The form chosen, and which forms the data tell from the best.
+    """The form of fewest parameters that forecasts about as well as the best, and which are told from the best."""
+    chosen = best = min(errors, key=lambda name: errors[name])
+    apart = {}
 
-    Of forms whose forecasts are not told from the best's, and are worse by no more than SLIGHT, or a standard error if
-    that is less than MATERIAL, the first is chosen, which has the fewest parameters.
-    """
-    best = min(errors, key=lambda name: errors[name])
-    chosen, apart = best, {}
+    def times_best(errors: Mapping[str, float], name: str) -> float:
+        """In ln: forecasts go wrong by factors."""
+        return float(np.log((errors[name] + LEAST_ERROR) / (errors[best] + LEAST_ERROR)))
+
     for name in reversed(list(errors)):
-        ratios = np.array([_ratio(draw, name, best) for draw in drawn])
-        chance = _spread(ratios[np.isfinite(ratios)])
-        worse = _ratio(errors, name, best)
+        ratios = np.array([times_best(draw, name) for draw in drawn])
+        ratios = ratios[np.isfinite(ratios)]
+        chance = f.TO_DEVIATION * float(np.median(np.abs(ratios - np.median(ratios)))) if len(ratios) else 0.0
+        worse, loss = times_best(errors, name), errors[name] - errors[best]
         apart[name] = worse > TELLING * chance
-        loss = errors[name] - errors[best]
         if not apart[name] and (loss <= SLIGHT or (worse <= chance and loss <= MATERIAL)):
             chosen = name
     return chosen, apart
-
-
-def _ratio(errors: Mapping[str, float], name: str, best: str) -> float:
-    """How many times a form's error is the best's, in ln: forecasts go wrong by factors."""
-    return float(np.log((errors[name] + LEAST_ERROR) / (errors[best] + LEAST_ERROR)))
-
-
-def _spread(values: np.ndarray) -> float:
-    """Standard deviation of values some of which may be wild."""
-    return TO_DEVIATION * float(np.median(np.abs(values - np.median(values)))) if len(values) else 0.0
 
 
 @threadpool_limits.wrap(limits=1)  # for small matrices threads cost more than they bring
 def study_frontier(
     points: Points, draws: int, seed: int, cuts: Sequence[float] = (), method: str | None = None
 ) -> Study:
-    """Fits every form to the frontier, and chooses among them by their forecasts of larger runs.
+    """Fits every form to the frontier, and chooses by forecasts of larger runs; InputError where runs are too few.
 
-    Args:
-        points: of all runs.
-        draws: bootstrap draws of runs.
-        seed: of the draws.
-        cuts: computes that the runs of a forecast have ended below; none for HELD_BACK.
-        method: of the frontier, one of METHODS; None chooses, see best_method.
-
-    Raises:
-        InputError: there are too few runs.
+    `draws` are bootstrap draws of runs. `cuts` are computes that the runs of a forecast have ended below, none for
+    HELD_BACK. `method` is one of METHODS; None chooses.
     """
     forms = laws(points.sign)
-    reference = best_reference(points, forms)
-    method = best_method(points, reference) if method is None else method
+    reference = f.best_reference(points, forms)
+    method = f.best_method(points, reference) if method is None else method
     frontier = frontier_of(points, method, reference)
     places = np.array([np.log(cut) - points.centre for cut in cuts]) if cuts else cuts_of(points)
     judge = _Judge(forms, reference.law, method, places)
@@ -290,24 +187,19 @@ def study_frontier(
         )
     fits = {law.name: fit(law, frontier) for law in forms if np.isfinite(errors[law.name])}
     generator, runs = np.random.default_rng(seed), np.unique(points.runs)
-    drawn: dict[str, list[np.ndarray]] = {name: [] for name in fits}
-    drawn_errors = []
+    drawn, drawn_errors = [], []
     for draw in range(draws):
         some = points.of(generator.choice(runs, len(runs)))
-        try:
+        with contextlib.suppress(InputError):
             of_draw = frontier_of(some, method, reference)
-            thetas = {name: fit(fitted.law, of_draw, fitted).theta for name, fitted in fits.items()}
-        except InputError:
-            continue
-        for name, theta in thetas.items():
-            drawn[name].append(theta)
-        if draw < max(1, draws // 4):
-            drawn_errors.append(_mean_errors(judge.forecasts(some, of_draw, near)[0]))
+            drawn.append({name: fit(fitted.law, of_draw, fitted).theta for name, fitted in fits.items()})
+            if draw < max(1, draws // 4):
+                drawn_errors.append(_mean_errors(judge.forecasts(some, of_draw, near)[0]))
     if not drawn_errors:
         raise InputError("no draw of the runs carries a law; bind RUNS to a database of more runs")
     chosen, apart = _choose({name: errors[name] for name in fits}, drawn_errors)
     judged = {
-        name: Judged(fitted, np.stack(drawn[name]), forecasts[name], errors[name], apart[name])
+        name: Judged(fitted, np.stack([of[name] for of in drawn]), forecasts[name], errors[name], apart[name])
         for name, fitted in fits.items()
     }
     return Study(points, frontier, judged, chosen)

@@ -6,47 +6,38 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import least_squares
 from threadpoolctl import threadpool_limits
 
-from seqrec_jax.scaling.forecast import HELD_BACK, WITHIN
-from seqrec_jax.scaling.frontier import OUTLIER, TO_DEVIATION
-from seqrec_jax.scaling.laws import SMALLEST
+from seqrec_jax.scaling.forecast import HELD_BACK, WITHIN, Forecast
+from seqrec_jax.scaling.frontier import TO_DEVIATION, huber
+from seqrec_jax.scaling.laws import SMALLEST, linear_fit
 from seqrec_jax.scaling.run_table import Curve
 
-PARAMS = {
-    "width": "hidden_size", "depth": "n_layers", "parameters": "model_non_emb_params", "data": "n_inters",
-    "negatives": "nce_num_negatives",
-}  # fmt: skip
-"""Variables, and the params of runs that hold them; `epochs` is what a run was trained for."""
+# Variables, and the params of runs that hold them; `epochs` is what a run was trained for.
+PARAMS = {"width": "hidden_size", "depth": "n_layers", "parameters": "model_non_emb_params", "data": "n_inters",
+          "negatives": "nce_num_negatives"}  # fmt: skip
 SETS = {
     "width and depth": ("width", "depth", "data", "epochs", "negatives"),
     "parameters": ("parameters", "data", "epochs", "negatives"),
 }
+# scale * product of v^exponent; intercept + sum of slope * ln v; limit - sum of scale * v^-exponent
 FORMS = ("power", "log_linear", "power_with_offset")
 
 
 class Runs(NamedTuple):
-    """Finished runs.
+    """Finished runs."""
 
-    Attributes:
-        variables: of each name [n] float64, above 0; those that all runs have.
-        values: [n] float64, of the metric at the end.
-        compute: [n] float64, in all.
-    """
-
-    variables: Mapping[str, np.ndarray]
-    values: np.ndarray
-    compute: np.ndarray
+    variables: Mapping[str, np.ndarray]  # by name [n] float64, above 0; those that all runs have
+    values: np.ndarray  # [n] float64, the metric at the end
+    compute: np.ndarray  # [n] float64, in all
 
     def at(self, places: np.ndarray) -> "Runs":
-        """Some of them."""
-        return Runs(
-            {name: column[places] for name, column in self.variables.items()}, self.values[places], self.compute[places]
-        )
+        """Runs by their indices."""
+        variables = {name: column[places] for name, column in self.variables.items()}
+        return Runs(variables, self.values[places], self.compute[places])
 
     def varying(self, names: Sequence[str], least: int = 2) -> tuple[str, ...]:
-        """Those of the variables that have at least so many values."""
+        """The variables that have at least so many values."""
         return tuple(name for name in names if name in self.variables and len(np.unique(self.variables[name])) >= least)
 
 
@@ -63,43 +54,28 @@ def runs_of(curves: Sequence[Curve]) -> Runs:
 
 
 class Effect(NamedTuple):
-    """What doubling a variable does, all others equal.
+    """What doubling a variable does, all others equal."""
 
-    Attributes:
-        ratio: of the metric.
-        low: end of its 95 % interval.
-        high: end of its 95 % interval.
-        pairs: of runs that differ in nothing else.
-    """
-
-    ratio: float
-    low: float
-    high: float
-    pairs: int
+    ratio: float  # what the metric is multiplied by
+    low: float  # lower end of its 95 % interval
+    high: float  # upper end of its 95 % interval
+    pairs: int  # pairs of runs that differ in nothing else
 
 
 def effects(runs: Runs, draws: int, seed: int) -> dict[str, Effect]:
-    """What doubling each variable does, from pairs of runs that differ in it alone; no law is assumed.
-
-    Args:
-        runs: finished ones.
-        draws: bootstrap draws of the groups of runs that are equal in all else.
-        seed: of the draws.
-    """
+    """What doubling each variable does, by pairs of runs that differ in it alone; intervals bootstrap their groups."""
     names = runs.varying(("width", "depth", "data", "epochs", "negatives"))
     found, generator = {}, np.random.default_rng(seed)
     for name in names:
         others = [runs.variables[other] for other in names if other != name]
         keys = np.stack([*others, np.zeros_like(runs.values)], -1)
-        groups: list[list[float]] = []
+        groups = []
         for which in np.unique(keys, axis=0):
             same = np.flatnonzero((keys == which).all(1))
             same = same[np.argsort(runs.variables[name][same], kind="stable")]
-            levels, gains = np.log2(runs.variables[name][same]), np.log(runs.values[same])
-            steps = np.diff(levels)
-            if (steps > 0).any():
-                groups.append(list(np.diff(gains)[steps > 0] / steps[steps > 0]))
-        if not groups:
+            steps, gains = np.diff(np.log2(runs.variables[name][same])), np.diff(np.log(runs.values[same]))
+            groups.append(gains[steps > 0] / steps[steps > 0])
+        if not (groups := [group for group in groups if len(group)]):
             continue
         means, sizes = np.array([np.mean(group) for group in groups]), np.array([len(group) for group in groups])
         chosen = generator.integers(len(groups), size=(draws, len(groups)))
@@ -111,20 +87,12 @@ def effects(runs: Runs, draws: int, seed: int) -> dict[str, Effect]:
 
 @dataclasses.dataclass(frozen=True)
 class JointLaw:
-    """A law of a metric in several variables.
+    """A law of a metric in several variables."""
 
-    Attributes:
-        form: `power` (scale * product of v^exponent), `log_linear` (intercept + sum of slope * ln v) or
-            `power_with_offset` (limit - sum of scale * v^-exponent).
-        variables: by name.
-        centres: of ln v, of each.
-        theta: [parameters] float64.
-    """
-
-    form: str
-    variables: tuple[str, ...]
-    centres: np.ndarray
-    theta: np.ndarray
+    form: str  # one of FORMS
+    variables: tuple[str, ...]  # their names
+    centres: np.ndarray  # mean of ln v, of each
+    theta: np.ndarray  # [parameters] float64
 
     def evaluate(self, variables: Mapping[str, np.ndarray | float]) -> np.ndarray:
         """The metric, for variables of shapes that broadcast."""
@@ -135,93 +103,60 @@ class JointLaw:
         """The parameters of the formula."""
         n, theta = len(self.variables), self.theta
         if self.form == "power_with_offset":
-            told = {"limit": float(theta[0])}
-            exponents = np.exp(theta[1 + n :])
+            named, exponents = {"limit": float(theta[0])}, np.exp(theta[1 + n :])
             scales = theta[1 : 1 + n] * np.exp(exponents * self.centres)
             for name, scale, exponent in zip(self.variables, scales, exponents, strict=True):
-                told |= {f"scale of {name}": float(scale), f"exponent of {name}": float(exponent)}
-            return told
-        origin = theta[0] - theta[1:] @ self.centres
-        power = self.form == "power"
-        told = {"scale": float(np.exp(origin))} if power else {"intercept": float(origin)}
+                named |= {f"scale of {name}": float(scale), f"exponent of {name}": float(exponent)}
+            return named
+        origin, power = theta[0] - theta[1:] @ self.centres, self.form == "power"
+        named = {"scale": float(np.exp(origin))} if power else {"intercept": float(origin)}
         slope = "exponent" if power else "slope"
-        return told | {f"{slope} of {name}": float(of) for name, of in zip(self.variables, theta[1:], strict=True)}
+        return named | {f"{slope} of {name}": float(of) for name, of in zip(self.variables, theta[1:], strict=True)}
 
 
 def _value(form: str, theta: np.ndarray, logs: Sequence[np.ndarray]) -> np.ndarray:
     n = len(logs)
-    if form == "power":
-        return np.exp(np.clip(theta[0] + sum(theta[1 + i] * logs[i] for i in range(n)), -50, 50))
-    if form == "log_linear":
-        return theta[0] + sum(theta[1 + i] * logs[i] for i in range(n))
+    if form != "power_with_offset":
+        linear = theta[0] + sum(theta[1 + i] * logs[i] for i in range(n))
+        return np.exp(np.clip(linear, -50, 50)) if form == "power" else linear
     return theta[0] - sum(
         theta[1 + i] * np.exp(np.clip(-np.exp(np.clip(theta[1 + n + i], -10, 3)) * logs[i], -50, 50)) for i in range(n)
     )
 
 
 def _starts(form: str, logs: Sequence[np.ndarray], values: np.ndarray) -> list[np.ndarray]:
-    ones, relative = np.ones_like(values), np.ones_like(values)
+    ones = np.ones_like(values)
     if form == "power":
         return [np.linalg.lstsq(np.stack([ones, *logs], -1), np.log(values), rcond=None)[0]]
     if form == "log_linear":
-        return [np.linalg.lstsq(np.stack([ones, *logs], -1) / values[:, None], relative, rcond=None)[0]]
-    found = []
-    for exponent in (0.05, 0.2, 0.6):
-        columns = np.stack([ones, *(-np.exp(-exponent * log) for log in logs)], -1) / values[:, None]
-        linear = np.linalg.lstsq(columns, relative, rcond=None)[0]
-        found.append(np.concatenate([linear, np.full(len(logs), np.log(exponent))]))
-    return found
-
-
-def n_parameters(form: str, n_variables: int) -> int:
-    """Of a form in so many variables."""
-    return 1 + n_variables * (2 if form == "power_with_offset" else 1)
+        return [linear_fit([ones, *logs], values)[0]]
+    return [
+        np.append(linear_fit([ones, *(-np.exp(-e * log) for log in logs)], values)[0], np.full(len(logs), np.log(e)))
+        for e in (0.05, 0.2, 0.6)
+    ]
 
 
 def fit_joint(form: str, variables: Sequence[str], runs: Runs, near: JointLaw | None = None) -> JointLaw:
-    """Huber's robust fit of ln of the metric.
-
-    Args:
-        form: see JointLaw.
-        variables: that vary among the runs.
-        runs: finished ones.
-        near: an earlier fit of about the same runs, to begin with.
-
-    Raises:
-        ValueError: fewer runs than parameters.
-    """
-    if len(runs.values) <= n_parameters(form, len(variables)):
+    """Huber's fit of ln of the metric, begun at `near`, a fit to about the same runs; ValueError with too few runs."""
+    if len(runs.values) <= 1 + len(variables) * (2 if form == "power_with_offset" else 1):
         raise ValueError("fewer runs than parameters")
     columns = [np.log(runs.variables[name]) for name in variables]
     centres = np.array([column.mean() for column in columns]) if near is None else near.centres
     logs = [column - centre for column, centre in zip(columns, centres, strict=True)]
     ln_values = np.log(runs.values)
-    found = [
-        least_squares(
-            lambda theta: np.log(np.maximum(_value(form, theta, logs), SMALLEST)) - ln_values,
-            start, loss="huber", f_scale=OUTLIER, x_scale="jac", xtol=1e-6, ftol=1e-7, max_nfev=200,
-        )
-        for start in (_starts(form, logs, runs.values) if near is None else [near.theta])
-    ]  # fmt: skip
-    return JointLaw(form, tuple(variables), centres, min(found, key=lambda result: result.cost).x)
+    starts = _starts(form, logs, runs.values) if near is None else [near.theta]
+    found = huber(lambda theta: np.log(np.maximum(_value(form, theta, logs), SMALLEST)) - ln_values, starts, 200)
+    return JointLaw(form, tuple(variables), centres, found.x)
 
 
 class JudgedJoint(NamedTuple):
-    """A joint law on all runs.
+    """A joint law on all runs."""
 
-    Attributes:
-        law: fitted.
-        draws: fitted to bootstrap draws of runs.
-        noise: standard deviation of residuals, in ln of the metric.
-        forecasts: of each cut (compute, runs below it, mean absolute error in ln of the metric of the runs above it).
-        error: mean of the forecasts' errors.
-    """
-
-    law: JointLaw
-    draws: Sequence[JointLaw]
-    noise: float
-    forecasts: Sequence[tuple[float, int, float]]
-    error: float
+    law: JointLaw  # fitted to all runs
+    draws: Sequence[JointLaw]  # fitted to bootstrap draws of runs
+    noise: float  # standard deviation of residuals, in ln of the metric
+    forecasts: Sequence[Forecast]  # one for each cut; the error is the mean over the runs above it
+    error: float  # mean of the forecasts' errors
 
     def interval(self, variables: Mapping[str, np.ndarray | float]) -> tuple[np.ndarray, np.ndarray]:
         """Ends of the 95 % interval of the metric."""
@@ -230,27 +165,20 @@ class JudgedJoint(NamedTuple):
         return np.minimum(low, value), np.maximum(high, value)
 
 
-def _forecast_error(form: str, variables: Sequence[str], runs: Runs, below: np.ndarray) -> float:
+def _forecast(form: str, variables: Sequence[str], runs: Runs, cut: float) -> Forecast:
+    below, error = np.log(runs.compute) < cut, float("nan")
+    seen, later = runs.at(np.flatnonzero(below)), runs.at(np.flatnonzero(~below))
     with contextlib.suppress(ValueError, np.linalg.LinAlgError):
-        seen = runs.at(np.flatnonzero(below))
         law = fit_joint(form, seen.varying(variables), seen)
-        later = runs.at(np.flatnonzero(~below))
-        return float(np.mean(np.abs(np.log(later.values / law.evaluate(later.variables)))))
-    return float("nan")
+        error = float(np.mean(np.abs(np.log(later.values / law.evaluate(later.variables)))))
+    return Forecast(float(np.exp(cut)), int(below.sum()), error)
 
 
-@threadpool_limits.wrap(limits=1)  # see study_frontier
+@threadpool_limits.wrap(limits=1)  # for small matrices threads cost more than they bring
 def study_joint(runs: Runs, draws: int, seed: int, cuts: Sequence[float] = ()) -> dict[str, JudgedJoint]:
-    """Fits joint laws of every form, and says how well each forecasts larger runs.
+    """Joint laws of every form by name, the least forecast error first; none where there are too few runs.
 
-    Args:
-        runs: finished ones.
-        draws: bootstrap draws of runs.
-        seed: of the draws.
-        cuts: computes below which the runs of a forecast lie; none for HELD_BACK.
-
-    Returns:
-        By name, the least forecast error first; none where there are too few runs.
+    `draws` are bootstrap draws of runs; `cuts`, computes that the runs of a forecast are below, none for HELD_BACK.
     """
     ln_compute = np.log(runs.compute)
     places = np.log(cuts) if len(cuts) else ln_compute.max() - np.array(HELD_BACK) * np.ptp(ln_compute)
@@ -260,29 +188,19 @@ def study_joint(runs: Runs, draws: int, seed: int, cuts: Sequence[float] = ()) -
         if not {"width", "parameters"} & set(variables) and "data" not in variables:
             continue
         for form in FORMS:
-            used = runs.varying(variables, 3) if form == "power_with_offset" else variables
-            if not used:
+            if not (used := runs.varying(variables, 3) if form == "power_with_offset" else variables):
                 continue
             try:
                 law = fit_joint(form, used, runs)
             except ValueError:
                 continue
-            forecasts = [
-                (float(np.exp(cut)), int((ln_compute < cut).sum()), _forecast_error(form, used, runs, ln_compute < cut))
-                for cut in places
-            ]
-            residuals = np.log(runs.values / law.evaluate(runs.variables))
-            noise = TO_DEVIATION * float(np.median(np.abs(residuals)))
-            error = float(np.mean([error for _, _, error in forecasts]))
-            drawn = _draws(form, law, runs, draws, seed)
+            forecasts = [_forecast(form, used, runs, cut) for cut in places]
+            noise = TO_DEVIATION * float(np.median(np.abs(np.log(runs.values / law.evaluate(runs.variables)))))
+            error = float(np.mean([forecast.error for forecast in forecasts]))
+            drawn, generator = [law], np.random.default_rng(seed)
+            for _ in range(draws):
+                some = runs.at(generator.integers(len(runs.values), size=len(runs.values)))
+                with contextlib.suppress(ValueError, np.linalg.LinAlgError):
+                    drawn.append(fit_joint(form, used, some, law))
             found[f"{form} in {of_set}"] = JudgedJoint(law, drawn, noise, forecasts, error)
     return dict(sorted(found.items(), key=lambda item: (not np.isfinite(item[1].error), item[1].error)))
-
-
-def _draws(form: str, law: JointLaw, runs: Runs, draws: int, seed: int) -> list[JointLaw]:
-    generator, found = np.random.default_rng(seed), [law]
-    for _ in range(draws):
-        some = runs.at(generator.integers(len(runs.values), size=len(runs.values)))
-        with contextlib.suppress(ValueError, np.linalg.LinAlgError):
-            found.append(fit_joint(form, law.variables, some, law))
-    return found

@@ -11,27 +11,17 @@ from seqrec_jax.scaling.forecast import WITHIN
 from seqrec_jax.scaling.joint import JointLaw, JudgedJoint, Runs
 from seqrec_jax.scaling.run_table import Curve
 
-TRUE_PER_UNIT = 6.0
-"""Floating-point operations of training for each multiply-add of a forward pass: two each, forward and twice back."""
-BEYOND = 4.0
-"""How far beyond the widest, deepest and largest run a plan may go, as a factor."""
-WIDTHS = 33
-DATA_POINTS = 65
-SECONDS_PER_HOUR = 3600.0
+TRUE_PER_UNIT = 6.0  # floating-point operations of training for a multiply-add of a forward pass: two, thrice
+BEYOND = 4.0  # how far beyond the widest, deepest and largest run a plan may go, as a factor
+WIDTHS, SECONDS_PER_HOUR = 33, 3600.0
 
 
 class Cost(NamedTuple):
-    """Multiply-adds of a forward pass for one target, of linear layers.
+    """Multiply-adds of a forward pass for one target, of linear layers."""
 
-    Attributes:
-        coefficients: [5] float64, of 1, width, width^2, depth * width^2 and negatives * width^2.
-        negatives: a target; 0 where runs do not say.
-        error: greatest relative error on the runs.
-    """
-
-    coefficients: np.ndarray
-    negatives: float
-    error: float
+    coefficients: np.ndarray  # [5] float64, of 1, width, width^2, depth * width^2 and negatives * width^2
+    negatives: float  # negatives of a target; 0 where runs do not say
+    error: float  # greatest relative error on the runs
 
     def per_target(self, width: np.ndarray, depth: np.ndarray) -> np.ndarray:
         """For widths and depths of shapes that broadcast."""
@@ -46,13 +36,10 @@ def _terms(width: np.ndarray, depth: np.ndarray, negatives: np.ndarray) -> list[
 
 def cost_of(curves: Sequence[Curve]) -> Cost:
     """The cost of a target, as the runs logged it."""
-    width, depth, flops, batch = (
-        np.array([curve.params[name] for curve in curves])
-        for name in ("hidden_size", "n_layers", "total_flops", "train_batch_size")
-    )
+    names = ("hidden_size", "n_layers", "total_flops", "train_batch_size")
+    width, depth, flops, batch = (np.array([curve.params[name] for curve in curves]) for name in names)
     negatives = np.array([curve.params.get("nce_num_negatives", 0.0) for curve in curves])
-    per_target = flops / batch
-    terms = np.stack(_terms(width, depth, negatives), -1)
+    per_target, terms = flops / batch, np.stack(_terms(width, depth, negatives), -1)
     coefficients, _ = nnls(terms / per_target[:, None], np.ones(len(curves)))
     error = float(np.abs(terms @ coefficients / per_target - 1).max())
     return Cost(coefficients, float(np.median(negatives)), error)
@@ -60,25 +47,19 @@ def cost_of(curves: Sequence[Curve]) -> Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Prices:
-    """What computing costs.
+    """What computing costs."""
 
-    Attributes:
-        flops_per_second: that a GPU sustains in training, of floating-point operations (peak times MFU); None where it
-            is not known.
-        price_per_hour: of a GPU; None where it is not known.
-    """
+    flops_per_second: float | None = None  # what a GPU sustains in training (peak times MFU); None for unknown
+    price_per_hour: float | None = None  # price of a GPU; None for unknown
 
-    flops_per_second: float | None = None
-    price_per_hour: float | None = None
-
-    def told(self, compute: float) -> dict[str, float]:
+    def in_units(self, compute: float) -> dict[str, float]:
         """A budget in the unit of total_flops, in other units."""
-        told = {"training_flops": compute * TRUE_PER_UNIT}
+        amounts = {"training_flops": compute * TRUE_PER_UNIT}
         if self.flops_per_second is not None:
-            told["gpu_hours"] = told["training_flops"] / self.flops_per_second / SECONDS_PER_HOUR
+            amounts["gpu_hours"] = amounts["training_flops"] / self.flops_per_second / SECONDS_PER_HOUR
             if self.price_per_hour is not None:
-                told["price"] = told["gpu_hours"] * self.price_per_hour
-        return told
+                amounts["price"] = amounts["gpu_hours"] * self.price_per_hour
+        return amounts
 
     def compute(self, amount: float, unit: str) -> float:
         """A budget in `gpu_hours` or `price`, in the unit of total_flops."""
@@ -88,21 +69,13 @@ class Prices:
 
 @dataclasses.dataclass(frozen=True)
 class Planner:
-    """Finds what to train.
+    """Finds what to train."""
 
-    Attributes:
-        judged: the joint law, in width, depth and data, and what else it has.
-        cost: of a target.
-        runs: that the law was fitted to.
-        sign: 1 for a metric that rises with compute, -1 for one that falls.
-        epochs: to train for.
-    """
-
-    judged: JudgedJoint
-    cost: Cost
-    runs: Runs
-    sign: int
-    epochs: float
+    judged: JudgedJoint  # joint law in width, depth and data, and what else it has
+    cost: Cost  # cost of a target
+    runs: Runs  # runs that the law was fitted to
+    sign: int  # 1 for a metric that rises with compute, -1 for one that falls
+    epochs: float  # epochs to train for
 
     def _fixed(self) -> dict[str, float]:
         """Variables that a plan does not choose, at what the runs have most of."""
@@ -120,14 +93,10 @@ class Planner:
         return {"width": width + 0 * data, "depth": depth + 0 * data, "data": data}
 
     def plan(self, compute: float) -> dict[str, Any] | None:
-        """The best that a budget pays for, and what doubling each part of it would bring.
+        """The best that a budget, in the unit of total_flops, pays for; None where nothing can be had for it.
 
-        Args:
-            compute: the budget, in the unit of total_flops.
-
-        Returns:
-            width, depth, data, epochs, compute spent, the metric and its 95 % interval, the parts that lie beyond all
-            runs, and `doubling`: of each part the metric's ratio and the cost's. None where nothing can be had for it.
+        That is width, depth, data, epochs, compute spent, the metric and its 95 % interval, the parts that lie beyond
+        all runs, and `doubling`: of each part the ratio that doubling it brings of the metric and of the cost.
         """
         choices = self._affordable(compute)
         if np.isnan(choices["data"]).all():
@@ -136,13 +105,12 @@ class Planner:
         at = np.unravel_index(np.nanargmax(np.where(np.isnan(choices["data"]), np.nan, expected)), expected.shape)
         chosen = {name: float(column[at]) for name, column in choices.items()}
         low, high = self.judged.interval(self._fixed() | chosen)
-        value = self._value(self.judged.law, chosen)
-        return chosen | {
-            "epochs": self.epochs, "compute": self._cost(chosen),
-            "metric": value, "low": float(low), "high": float(high),
-            "beyond_runs": [name for name in chosen if not self._seen(name, chosen[name])],
-            "doubling": {name: self._doubled(name, chosen) for name in chosen},
-        }  # fmt: skip
+        of_runs = self.runs.variables
+        beyond = [of for of, value in chosen.items() if not of_runs[of].min() <= value <= of_runs[of].max()]
+        metric = {"metric": self._value(self.judged.law, chosen), "low": float(low), "high": float(high)}
+        spent = {"epochs": self.epochs, "compute": self._cost(chosen)}
+        doubling = {name: self._doubled(name, chosen) for name in chosen}
+        return {**chosen, **spent, **metric, "beyond_runs": beyond, "doubling": doubling}
 
     def _value(self, law: JointLaw, chosen: Mapping[str, float]) -> float:
         return float(law.evaluate(self._fixed() | dict(chosen)))
@@ -151,30 +119,20 @@ class Planner:
         per_target = self.cost.per_target(np.array(chosen["width"]), np.array(chosen["depth"]))
         return float(per_target) * chosen["data"] * self.epochs
 
-    def _seen(self, name: str, value: float) -> bool:
-        column = self.runs.variables[name]
-        return bool(column.min() <= value <= column.max())
-
     def _doubled(self, name: str, chosen: Mapping[str, float]) -> dict[str, float]:
         doubled = {**chosen, name: 2 * chosen[name]}
         ratios = [self._value(law, doubled) / self._value(law, chosen) for law in (self.judged.law, *self.judged.draws)]
         low, high = np.percentile(ratios, WITHIN)
-        return {
-            "metric": ratios[0], "low": float(low), "high": float(high),
-            "cost": self._cost(doubled) / self._cost(chosen),
-        }  # fmt: skip
+        cost = self._cost(doubled) / self._cost(chosen)
+        return {"metric": ratios[0], "low": float(low), "high": float(high), "cost": cost}
 
 
 def planner_of(
     curves: Sequence[Curve], runs: Runs, joint: Mapping[str, JudgedJoint], sign: int, epochs: float | None
 ) -> Planner | None:
     """A planner by the joint law in width, depth and data that forecasts best; None where there is no such law."""
-    shaped = [
-        judged for judged in joint.values()
-        if {"width", "data"} <= set(judged.law.variables) and np.isfinite(judged.error)
-    ]  # fmt: skip
-    if not shaped:
-        return None
-    if epochs is None:
-        epochs = float(np.median(runs.variables["epochs"]))
-    return Planner(shaped[0], cost_of(curves), runs, sign, epochs)
+    epochs = float(np.median(runs.variables["epochs"])) if epochs is None else epochs
+    for judged in joint.values():
+        if {"width", "data"} <= set(judged.law.variables) and np.isfinite(judged.error):
+            return Planner(judged, cost_of(curves), runs, sign, epochs)
+    return None

@@ -1,6 +1,7 @@
 """The curves of training runs over compute, read from an MLflow database or from their folders, never written to."""
 
 import bz2
+import contextlib
 import gzip
 import json
 import math
@@ -13,46 +14,29 @@ import numpy as np
 
 from seqrec_jax.errors import InputError
 
+# Params without which a run has no place in a law; their names are the reference's.
 NEEDED = ("n_inters", "n_layers", "hidden_size", "train_batch_size", "total_flops", "epochs")
-"""Params without which a run has no place in a law; their names are the reference's."""
-OURS = "train_step_flops"
-"""A param that this project logs and the reference does not."""
+OURS = "train_step_flops"  # a param that this project logs and the reference does not
 SQLITE = b"SQLite format 3\0"
-PACKED: Mapping[bytes, Callable[[Path], Any]] = {b"BZh": bz2.open, b"\x1f\x8b": gzip.open}
-"""How files that begin so are unpacked, in memory."""
+PACKED: Mapping[bytes, Callable[[Path], Any]] = {b"BZh": bz2.open, b"\x1f\x8b": gzip.open}  # by how files begin
 
 
 class Curve(NamedTuple):
-    """A run's metric as it was trained.
+    """A run's metric as it was trained."""
 
-    Attributes:
-        name: of the run.
-        params: as logged, the numbers among them read.
-        epochs: [n] float64, after which the metric was taken, ascending.
-        values: [n] float64, of the metric, above 0.
-        compute: [n] float64, spent until then, in the unit of total_flops (the reference's: multiply-adds of linear
-            layers, forward; a training step makes about six times as many floating-point operations).
-    """
-
-    name: str
-    params: Mapping[str, float]
-    epochs: np.ndarray
-    values: np.ndarray
-    compute: np.ndarray
+    name: str  # name of the run
+    params: Mapping[str, float]  # numbers among what was logged
+    epochs: np.ndarray  # [n] float64, after which the metric was taken, ascending
+    values: np.ndarray  # [n] float64, the metric, above 0
+    compute: np.ndarray  # [n] float64, spent until then, in multiply-adds of linear layers, forward (as total_flops)
 
 
 class RunTable(NamedTuple):
-    """Runs that can be laid over compute, and why others could not.
+    """Runs that can be laid over compute, and why others could not."""
 
-    Attributes:
-        curves: of the runs.
-        skipped: names of runs, by the reason.
-        dropped: evaluations left out, by the reason.
-    """
-
-    curves: Sequence[Curve]
-    skipped: Mapping[str, Sequence[str]]
-    dropped: Mapping[str, int]
+    curves: Sequence[Curve]  # curves of the runs
+    skipped: Mapping[str, Sequence[str]]  # names of runs, by the reason
+    dropped: Mapping[str, int]  # evaluations left out, by the reason
 
 
 class _Logged(NamedTuple):
@@ -67,11 +51,11 @@ def _connect(path: Path) -> sqlite3.Connection:
     """Opens a SQLite file, or one that is packed, to read."""
     with path.open("rb") as file:
         begins = file.read(len(SQLITE))
-    unpack = next((opener for magic, opener in PACKED.items() if begins.startswith(magic)), None)
-    if unpack is None and begins != SQLITE:
-        raise InputError(f"RUNS: {path} is not a SQLite file; bind RUNS to an MLflow database")
-    if unpack is None:
+    if begins == SQLITE:
         return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+    unpack = next((opener for magic, opener in PACKED.items() if begins.startswith(magic)), None)
+    if unpack is None:
+        raise InputError(f"RUNS: {path} is not a SQLite file; bind RUNS to an MLflow database")
     try:
         with unpack(path) as file:
             content = file.read()
@@ -84,19 +68,11 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _of_experiment(connection: sqlite3.Connection, name: str, known: Sequence[str]) -> set[str]:
-    """Ids of an experiment's runs; `known` names the store's tables."""
-    names: dict[str, int] = {}
-    if "experiments" in known:
-        names = dict(connection.execute("SELECT name, experiment_id FROM experiments"))
-    if name not in names:
-        raise _no_experiment(name, sorted(names))
-    asked = "SELECT run_uuid FROM runs WHERE experiment_id = ?"
-    return {run for (run,) in connection.execute(asked, (names[name],))}
-
-
-def _no_experiment(name: str, names: Sequence[str]) -> InputError:
-    return InputError(f"EXPERIMENT = {name!r}: the database has no such experiment, only {', '.join(names) or 'none'}")
+def _experiment_id(name: str, ids: Mapping[str, Any]) -> Any:
+    if name not in ids:
+        known = ", ".join(sorted(ids)) or "none"
+        raise InputError(f"EXPERIMENT = {name!r}: the database has no such experiment, only {known}")
+    return ids[name]
 
 
 def _sqlite_runs(path: Path, metric: str, experiment: str | None) -> Iterator[_Logged]:
@@ -106,7 +82,12 @@ def _sqlite_runs(path: Path, metric: str, experiment: str | None) -> Iterator[_L
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if missing := [name for name in ("runs", "params", "metrics") if name not in tables]:
             raise InputError(f"RUNS: {path} is no MLflow database: it has no table {missing[0]!r}")
-        wanted = None if experiment is None else _of_experiment(connection, experiment, sorted(tables))
+        columns = {row[1] for row in connection.execute("PRAGMA table_info(runs)")}
+        where = "lifecycle_stage <> 'deleted'" if "lifecycle_stage" in columns else "1"
+        if experiment is not None:
+            asked = "SELECT name, experiment_id FROM experiments"
+            ids = dict(connection.execute(asked)) if "experiments" in tables else {}
+            where += f" AND experiment_id = {int(_experiment_id(experiment, ids))}"
         params: dict[str, dict[str, str]] = {}
         for run, key, value in connection.execute("SELECT run_uuid, key, value FROM params"):
             params.setdefault(run, {})[key] = value
@@ -114,12 +95,9 @@ def _sqlite_runs(path: Path, metric: str, experiment: str | None) -> Iterator[_L
         asked = "SELECT run_uuid, step, value, is_nan FROM metrics WHERE key = ? ORDER BY timestamp"
         for run, step, value, is_nan in connection.execute(asked, (metric,)):
             history.setdefault(run, {})[step] = math.nan if is_nan else value
-        columns = {row[1] for row in connection.execute("PRAGMA table_info(runs)")}
         named = "name" if "name" in columns else "run_uuid"
-        alive = "WHERE lifecycle_stage <> 'deleted'" if "lifecycle_stage" in columns else ""
-        for run, name in connection.execute(f"SELECT run_uuid, {named} FROM runs {alive} ORDER BY run_uuid"):
-            if wanted is None or run in wanted:
-                yield _Logged(name or run, params.get(run, {}), history.get(run, {}))
+        for run, name in connection.execute(f"SELECT run_uuid, {named} FROM runs WHERE {where} ORDER BY run_uuid"):
+            yield _Logged(name or run, params.get(run, {}), history.get(run, {}))
     except sqlite3.DatabaseError as error:
         raise InputError(f"RUNS: {path}: cannot be read as an MLflow database ({error})") from error
     finally:
@@ -134,9 +112,7 @@ def _served_runs(uri: str, metric: str, experiment: str | None) -> Iterator[_Log
     try:
         client = MlflowClient(tracking_uri=uri)
         ids = {found.name: found.experiment_id for found in client.search_experiments()}
-        if experiment is not None and experiment not in ids:
-            raise _no_experiment(experiment, sorted(ids))
-        experiments = list(ids.values()) if experiment is None else [ids[experiment]]
+        experiments = list(ids.values()) if experiment is None else [_experiment_id(experiment, ids)]
         token: str | None = None
         while True:
             page = client.search_runs(experiments, page_token=token)
@@ -144,8 +120,7 @@ def _served_runs(uri: str, metric: str, experiment: str | None) -> Iterator[_Log
                 history = client.get_metric_history(run.info.run_id, metric)
                 latest = {point.step: point.value for point in sorted(history, key=lambda point: point.timestamp)}
                 yield _Logged(run.info.run_name or run.info.run_id, dict(run.data.params), latest)
-            token = page.token
-            if not token:
+            if not (token := page.token):
                 return
     except MlflowException as error:
         raise InputError(f"RUNS = {uri!r}: cannot be read ({' '.join(str(error).split())[:200]})") from error
@@ -159,11 +134,9 @@ def _folder_runs(folder: Path, metric: str) -> Iterator[_Logged]:
             records = [json.loads(line) for line in (results.parent / "metrics.jsonl").read_text().splitlines()]
         except (OSError, ValueError) as error:
             raise InputError(f"RUNS: {results.parent}: cannot be read as a run's folder ({error})") from error
-        history = {
-            record["epoch"]: math.nan if record["metrics"][metric] is None else record["metrics"][metric]
-            for record in records
-            if record["kind"] == "epoch" and metric in record["metrics"]
-        }
+        epochs = [record for record in records if record["kind"] == "epoch" and metric in record["metrics"]]
+        values = {record["epoch"]: record["metrics"][metric] for record in epochs}
+        history = {epoch: math.nan if value is None else value for epoch, value in values.items()}
         yield _Logged(results.parent.name, params, history)
 
 
@@ -184,25 +157,18 @@ def _numbers(params: Mapping[str, str]) -> dict[str, float]:
     """Those of the params that are finite numbers."""
     numbers = {}
     for name, text in params.items():
-        try:
-            value = float(text)
-        except ValueError:
-            continue
-        if math.isfinite(value):
-            numbers[name] = value
+        with contextlib.suppress(ValueError):
+            if math.isfinite(value := float(text)):
+                numbers[name] = value
     return numbers
 
 
 def _first_step(logged: Sequence[_Logged]) -> int:
-    """The step of a metric that was taken after one epoch: 1 as we count, 0 as the reference does.
-
-    A database whose runs reach the step that their epochs number, or that was written by this project, counts from 1.
-    """
+    """The step of a metric that was taken after one epoch: 1 as we count, 0 as the reference does."""
     for run in logged:
-        epochs = _numbers(run.params).get("epochs")
         if 0 in run.history:
             return 0
-        if OURS in run.params or (run.history and epochs is not None and max(run.history) >= epochs):
+        if OURS in run.params or max(run.history, default=-math.inf) >= _numbers(run.params).get("epochs", math.inf):
             return 1
     return 0
 
@@ -221,19 +187,12 @@ def _why_not(run: _Logged, numbers: Mapping[str, float], metric: str) -> str | N
 
 
 def read_runs(runs: str, metric: str, experiment: str | None = None) -> RunTable:
-    """Reads the curves of all runs.
+    """Reads the curves of all runs, or of an experiment's; InputError where none of them can be laid over compute.
 
-    Args:
-        runs: file of an MLflow SQLite store of any schema, which may be packed by bzip2 or gzip, another store's URI,
-            or a folder that holds folders of finished runs.
-        metric: of validation, by epoch, such as `valid/ndcg_at_5`.
-        experiment: whose runs alone are read; None reads all.
-
-    Raises:
-        InputError: it is no MLflow database, or none of its runs can be laid over compute.
+    `runs` is the file of an MLflow SQLite store of any schema, which may be packed by bzip2 or gzip, another store's
+    URI, or a folder that holds folders of finished runs; `metric`, one of validation by epoch, as `valid/ndcg_at_5`.
     """
-    logged = _logged(runs, metric, experiment)
-    if not logged:
+    if not (logged := _logged(runs, metric, experiment)):
         raise InputError(f"RUNS = {runs!r}: it holds no run")
     first = _first_step(logged)
     curves, skipped, dropped = [], dict[str, list[str]](), dict[str, int]()

@@ -7,26 +7,19 @@ import numpy as np
 
 from seqrec_jax.scaling.forecast import study_frontier
 from seqrec_jax.scaling.frontier import points_of
-from seqrec_jax.scaling.joint import JudgedJoint, Runs, runs_of, study_joint
+from seqrec_jax.scaling.joint import JudgedJoint, runs_of, study_joint
 from seqrec_jax.scaling.run_table import Curve
 
 LEAST_SHARE = 0.1
-TWO_SIDED = 1.96
-"""Standard deviations that hold 95 % of a normal."""
+TWO_SIDED = 1.96  # standard deviations that hold 95 % of a normal
 
 
 class Upcoming(NamedTuple):
-    """A run to come.
+    """A run to come."""
 
-    Attributes:
-        name: of the run.
-        compute: in all, in the unit of total_flops.
-        variables: of what joint laws know; see joint.PARAMS.
-    """
-
-    name: str
-    compute: float
-    variables: Mapping[str, float]
+    name: str  # name of the run
+    compute: float  # in all, in the unit of total_flops
+    variables: Mapping[str, float]  # what joint laws know of it, by the names of joint.PARAMS
 
 
 def _of_run(judged: JudgedJoint, variables: Mapping[str, float]) -> dict[str, float]:
@@ -41,72 +34,43 @@ def _of_run(judged: JudgedJoint, variables: Mapping[str, float]) -> dict[str, fl
 def forecast_runs(
     curves: Sequence[Curve], upcoming: Sequence[Upcoming], sign: int, draws: int, seed: int
 ) -> dict[str, Any]:
-    """Forecasts runs from smaller ones.
+    """Forecasts runs from the curves of smaller ones; InputError where there are too few for a law.
 
-    Args:
-        curves: of the runs that are finished.
-        upcoming: those that are not.
-        sign: 1 for a metric that rises with compute, -1 for one that falls.
-        draws: bootstrap draws of runs.
-        seed: of the draws.
-
-    Returns:
-        `runs` that it was made from, the `law` of the frontier, the `joint_law` (None where none can be fitted), and
-        `forecasts`: of each run what the best of its compute is expected to reach, with the law's 95 % interval, and,
-        by the joint law, what the run itself is expected to end with, with the 95 % interval of a single run.
-
-    Raises:
-        InputError: there are too few runs for a law.
+    Returns `runs` that it was made from, the `law` of the frontier, the `joint_law` (None where none can be fitted),
+    and `forecasts`: of each run what the best of its compute is expected to reach, with the law's 95 % interval, and,
+    by the joint law, what the run itself is expected to end with, with the 95 % interval of a single run. `sign` is 1
+    for a metric that rises with compute, -1 for one that falls; `draws` are bootstrap draws of runs.
     """
     with np.errstate(all="ignore"):
-        study = study_frontier(points_of(curves, sign, LEAST_SHARE), draws, seed)
-        finished = runs_of(curves)
+        study, finished = study_frontier(points_of(curves, sign, LEAST_SHARE), draws, seed), runs_of(curves)
+        known = set(upcoming[0].variables) & set(finished.variables)
         joint = study_joint(finished, draws, seed)
-        name, judged = _best_of(joint, finished, upcoming)
+        fitting = [name for name, of in joint.items() if set(of.law.variables) <= known and np.isfinite(of.error)]
+        name, judged = (fitting[0], joint[fitting[0]]) if fitting else (None, None)
         columns = zip(*(column.tolist() for column in study.expect([run.compute for run in upcoming])), strict=True)
         forecasts = [
             {
-                "run": run.name,
-                "compute": run.compute,
-                "frontier": {"metric": metric, "low": low, "high": high},
+                "run": run.name, "compute": run.compute, "frontier": {"metric": metric, "low": low, "high": high},
                 "joint": None if judged is None else _of_run(judged, run.variables),
             }
             for run, (metric, low, high) in zip(upcoming, columns, strict=True)
-        ]
+        ]  # fmt: skip
     return {"runs": len(curves), "law": study.chosen, "joint_law": name, "forecasts": forecasts}
 
 
-def _best_of(
-    joint: Mapping[str, JudgedJoint], finished: Runs, upcoming: Sequence[Upcoming]
-) -> tuple[str | None, JudgedJoint | None]:
-    """The joint law that forecasts best of those that know all that the upcoming runs differ in."""
-    known = set(upcoming[0].variables) & set(finished.variables)
-    for name, judged in joint.items():
-        if set(judged.law.variables) <= known and np.isfinite(judged.error):
-            return name, judged
-    return None, None
-
-
 def with_outcomes(forecast: Mapping[str, Any], curves: Mapping[str, Curve], sign: int) -> dict[str, Any]:
-    """A forecast with what came.
+    """What forecast_runs returned, with each run's `best` and `end`, and the forecasts' errors relative to them.
 
-    Args:
-        forecast: see forecast_runs.
-        curves: of the runs, by name; one that is missing has no outcome.
-        sign: see forecast_runs.
-
-    Returns:
-        The same; each of its forecasts with `best` and `end`, the metric of the run, and the errors of both forecasts
-        relative to them.
+    `curves` are those of the runs by name; one that is missing has no outcome. `sign` is as for forecast_runs.
     """
     rows = []
     for row in forecast["forecasts"]:
         curve = curves.get(row["run"])
-        told: dict[str, Any] = {"best": None, "end": None}
+        outcome: dict[str, Any] = {"best": None, "end": None}
         if curve is not None:
-            told = {"best": float(sign * (sign * curve.values).max()), "end": float(curve.values[-1])}
-            told["frontier_error"] = row["frontier"]["metric"] / told["best"] - 1
+            outcome = {"best": float(sign * (sign * curve.values).max()), "end": float(curve.values[-1])}
+            outcome["frontier_error"] = row["frontier"]["metric"] / outcome["best"] - 1
             if row["joint"] is not None:
-                told["joint_error"] = row["joint"]["metric"] / told["end"] - 1
-        rows.append({**row, **told})
+                outcome["joint_error"] = row["joint"]["metric"] / outcome["end"] - 1
+        rows.append({**row, **outcome})
     return {**forecast, "forecasts": rows}

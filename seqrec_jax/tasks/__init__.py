@@ -1,1 +1,1 @@
-"""What a user runs: each module is one task, named by a Gin file."""
+"""What Gin files name: one adapter for each task, and the registry of names."""

@@ -1,31 +1,35 @@
 """Tables for the terminal."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from rich.table import Table
+from rich.console import Console
+from rich.table import Column, Table
+
+
+def print_tables(*tables: Table | str, width: int | None = None) -> None:
+    """Prints tables and lines, `width` characters wide or as wide as the terminal."""
+    for table in tables:
+        Console(width=width).print(table)
+
+
+def new_table(title: str, columns: Sequence[str]) -> Table:
+    """An empty table whose first column is to the left and all others to the right."""
+    first, *others = columns
+    return Table(Column(first, no_wrap=True), *(Column(name, justify="right") for name in others), title=title)
 
 
 def results_table(
-    rows: Mapping[str, Mapping[str, float]],
-    ks: Sequence[int],
-    intervals: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
-    title: str = "Results",
-) -> Table:
-    """A row per model, its metrics at each cut-off; hit is recall here, so it is left out.
+    rows: Mapping[str, Mapping[str, float]], ks: Sequence[int],
+    intervals: Mapping[str, Mapping[str, Sequence[float]]] | None = None, title: str = "Results",
+) -> Table:  # fmt: skip
+    """A row per model, its metrics at each cut-off of `ks`; hit is recall here, so it is left out.
 
-    Args:
-        rows: metrics, by the model's name.
-        ks: cut-offs.
-        intervals: of each model, low and high by metric, to show that of the last cut-off's NDCG; None for none.
-        title: of the table.
+    `intervals` are low and high by model and metric, to show that of the last cut-off's NDCG; None for none.
     """
-    table = Table(title=title)
-    table.add_column("", no_wrap=True)
     columns = [(metric, k) for metric in ("recall", "ndcg", "mrr") for k in ks]
-    for metric, k in columns:
-        table.add_column(f"{metric.upper() if metric != 'recall' else 'Recall'}@{k}", justify="right")
-    if intervals is not None:
-        table.add_column(f"95 % interval\nof NDCG@{ks[-1]}", justify="right")
+    names = [f"{metric.upper() if metric != 'recall' else 'Recall'}@{k}" for metric, k in columns]
+    table = new_table(title, ["", *names, *([f"95 % interval\nof NDCG@{ks[-1]}"] if intervals is not None else [])])
     for name, metrics in rows.items():
         cells = [f"{metrics[f'{metric}_at_{k}']:.4f}" for metric, k in columns]
         if intervals is not None:
@@ -35,16 +39,39 @@ def results_table(
     return table
 
 
+def slices_table(slices: Mapping[str, Mapping[str, Any]], k: int) -> Table:
+    """A row per slice of the test targets, at cut-off k; blank where a slice has no targets."""
+    table = new_table("Slices of test", ["", "targets", f"Recall@{k}", f"NDCG@{k}", "95 % interval"])
+    for name, of in slices.items():
+        low, high = of["intervals"][f"ndcg_at_{k}"]
+        cells = (f"{of[f'recall_at_{k}']:.4f}", f"{of[f'ndcg_at_{k}']:.4f}", f"{low:.4f} to {high:.4f}")
+        table.add_row(name.replace("_", " "), str(of["targets"]), *(cells if of["targets"] else ("", "", "")))
+    return table
+
+
 def recommendations_table(title: str, history: Sequence[Mapping[str, str]], best: Sequence[Mapping[str, str]]) -> Table:
     """A user's history, oldest first, and what is recommended, best first."""
     names = list((best or history)[0])
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for name in names:
-        table.add_column(name, overflow="fold")
+    columns = (Column(name, overflow="fold") for name in names)
+    table = Table("", *columns, title=title, title_justify="left")
     for item in history:
         table.add_row("had", *(item.get(name, "") for name in names), style="dim")
     table.add_section()
     for place, item in enumerate(best, 1):
         table.add_row(str(place), *(item.get(name, "") for name in names))
+    return table
+
+
+def transfer_table(results: Mapping[str, Any], ks: Sequence[int]) -> Table:
+    """What fine-tuning changed: metrics of test, of its slices and of the pre-training corpus, before and after."""
+    k, before = ks[-1], results["zero_shot"]
+    rows = {"test": (before["test"], results["test"])}
+    for name, of in results["slices"].items():
+        rows[f"{name.replace('_', ' ')} ({of['users']} users)"] = before["slices"][name], of
+    if "pretraining" in results:
+        rows["pre-training datasets"] = results["pretraining"]["before"], results["pretraining"]["after"]
+    whens = [f"{metric}@{k}\n{when}" for metric in ("Recall", "NDCG") for when in ("zero-shot", "after")]
+    table = new_table("Transfer", ["", *whens])
+    for name, of_both in rows.items():
+        table.add_row(name, *(f"{of[f'{metric}_at_{k}']:.4f}" for metric in ("recall", "ndcg") for of in of_both))
     return table

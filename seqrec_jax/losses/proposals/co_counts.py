@@ -1,38 +1,30 @@
 """Negatives that users bought together with what is in the history."""
 
 import dataclasses
+from typing import ClassVar
 
-import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 
-from seqrec_jax.data.split import TrainingLog
-from seqrec_jax.data.transitions import strongest
+from seqrec_jax.data.split import TrainInteractions
 from seqrec_jax.errors import InputError
-from seqrec_jax.losses.proposals.alias_table import alias_table
+from seqrec_jax.losses.loss import LossInputs
 from seqrec_jax.losses.proposals.by_count import LEAST_Q, CatalogProposal, popularity
-from seqrec_jax.losses.proposals.draws import integers, split_keys, uniforms
-from seqrec_jax.losses.proposals.interface import Observed
+from seqrec_jax.losses.proposals.draws import alias_table, integers, split_keys, uniforms
+from seqrec_jax.model.terms.transitions import strongest
 
 ITEMS_PER_BLOCK = 1 << 15
 
 
-def co_occurrences(log: TrainingLog, most: int, least: int) -> tuple[np.ndarray, np.ndarray]:
-    """The items that most users have together with each item.
+def co_occurrences(train: TrainInteractions, most: int, least: int) -> tuple[np.ndarray, np.ndarray]:
+    """The items that most users, and at least so many, have together with each item; of equals the lower rows.
 
-    Args:
-        log: of training.
-        most: neighbours kept of each item; the more frequent, then the lower row.
-        least: users that a pair must have in common.
-
-    Returns:
-        Neighbours [n_items + 1, most] int32, 0 where there are fewer, and the users in common [n_items + 1, most]
-        int32.
+    Neighbours and the users in common, [n_items + 1, most] int32 each, 0 where there are fewer.
     """
-    n_rows = len(log.counts)
-    lengths, items = (np.concatenate(parts) for parts in zip(*log.blocks(), strict=True))
+    n_rows = len(train.counts)
+    lengths, items = (np.concatenate(parts) for parts in zip(*train.blocks(), strict=True))
     users = np.repeat(np.arange(len(lengths)), lengths)
     bought = scipy.sparse.csr_matrix((np.ones(len(items), np.int32), (users, items)), (len(lengths), n_rows))
     bought.data[:] = 1  # An item that a user bought twice is the user's once.
@@ -54,60 +46,51 @@ class CoCounts:
 
     A draw takes an item of the history, in proportion to its pairs, and then one of its neighbours by alias table; q is
     summed over the whole history.
-
-    Attributes:
-        popular: takes the rest of the mass, and all of it where nothing co-occurs with the history.
-        neighbours: [n_items + 1, most] int32; 0 for none.
-        counts: [n_items + 1, most] int32.
-        threshold: [n_items + 1, most] float32, an alias table for each item.
-        alias: [n_items + 1, most] int32, columns.
-        mixing_factor: the share.
     """
 
-    popular: CatalogProposal
-    neighbours: jax.Array | np.ndarray
+    popular: CatalogProposal  # takes the rest of the mass, and all of it where nothing co-occurs with the history
+    neighbours: jax.Array | np.ndarray  # [n_items + 1, most] int32, of co_occurrences, as are the counts
     counts: jax.Array | np.ndarray
-    threshold: jax.Array | np.ndarray
-    alias: jax.Array | np.ndarray
-    mixing_factor: float = dataclasses.field(metadata={"static": True})
-    per_target: bool = dataclasses.field(default=True, metadata={"static": True})
+    threshold: jax.Array | np.ndarray  # [n_items + 1, most] float32, an alias table for each item
+    alias: jax.Array | np.ndarray  # [n_items + 1, most] int32, columns
+    mixing_factor: float = dataclasses.field(metadata={"static": True})  # the share
+    per_target: ClassVar[bool] = True
 
-    def _history(self, observed: Observed) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Of each target: its row, first and last column there, and running sums of its row's pairs [length + 1]."""
-        length = observed.inputs.shape[1]
-        row, last = observed.slots // length, observed.slots % length
-        first = last - observed.positions.reshape(-1)[observed.slots]
-        pairs = jnp.asarray(self.counts)[observed.inputs].sum(2)
+    def _history(self, inputs: LossInputs) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Row, first and last column of each target's history [targets]; running sums of pairs [rows, length + 1]."""
+        length = inputs.inputs.shape[1]
+        row, last = inputs.slots // length, inputs.slots % length
+        first = last - inputs.positions.reshape(-1)[inputs.slots]
+        pairs = jnp.asarray(self.counts)[inputs.inputs].sum(2)
         return row, first, last, jnp.pad(jnp.cumsum(pairs, 1), ((0, 0), (1, 0)))
 
-    def draw(self, keys: jax.Array, observed: Observed, n: int) -> jax.Array:
-        """See Proposal."""
-        row, first, last, running = self._history(observed)
+    def draw(self, keys: jax.Array, inputs: LossInputs, n: int) -> jax.Array:
+        """n items for each target: [targets, n] int32."""
+        row, first, last, running = self._history(inputs)
         popular_keys, mix_keys, pair_keys, cell_keys, side_keys = split_keys(keys, 5)
-        popular = self.popular.draw(popular_keys, observed, n)
-
         low, high = running[row, first], running[row, last + 1]
         pair = integers(pair_keys, n, low, jnp.maximum(high, low + 1))
         column = jax.vmap(lambda sums, at: jnp.searchsorted(sums, at, side="right"))(running[row], pair) - 1
-        item = observed.inputs[row[:, None], jnp.minimum(column, observed.inputs.shape[1] - 1)]
+        item = inputs.inputs[row[:, None], jnp.minimum(column, inputs.inputs.shape[1] - 1)]
         cell = integers(cell_keys, n, 0, self.neighbours.shape[1])
         side = uniforms(side_keys, n)
         cell = jnp.where(side < jnp.asarray(self.threshold)[item, cell], cell, jnp.asarray(self.alias)[item, cell])
         mixed = (uniforms(mix_keys, n) < self.mixing_factor) & (high > low)[:, None]
-        return jnp.where(mixed, jnp.asarray(self.neighbours)[item, cell], popular)
+        together = jnp.asarray(self.neighbours)[item, cell]
+        return jnp.where(mixed, together, self.popular.draw(popular_keys, inputs, n))
 
-    def log_q(self, observed: Observed, items: jax.Array) -> jax.Array:
-        """See Proposal.
+    def log_q(self, inputs: LossInputs, items: jax.Array) -> jax.Array:
+        """log(q + 1e-16) of each target's items: [targets, n] float32.
 
         The row's pairs are sorted by item and column once, as item * length + column, which holds 40 million items of
         windows of 50; two binary searches then sum what a query needs.
         """
-        rows, length = observed.inputs.shape
-        row, first, last, running = self._history(observed)
-        neighbours = jnp.asarray(self.neighbours)[observed.inputs]
+        rows, length = inputs.inputs.shape
+        row, first, last, running = self._history(inputs)
+        neighbours = jnp.asarray(self.neighbours)[inputs.inputs]
         place = neighbours * length + jnp.arange(length, dtype=jnp.int32)[None, :, None]
         place, count = jax.lax.sort(
-            (place.reshape(rows, -1), jnp.asarray(self.counts)[observed.inputs].reshape(rows, -1)), num_keys=1
+            (place.reshape(rows, -1), jnp.asarray(self.counts)[inputs.inputs].reshape(rows, -1)), num_keys=1
         )
         sums = jnp.pad(jnp.cumsum(count, 1), ((0, 0), (1, 0)))
 
@@ -117,32 +100,24 @@ class CoCounts:
             return sums[row, at[:, 1]] - sums[row, at[:, 0]]
 
         items = jnp.broadcast_to(items, (len(row), items.shape[1]))
-        together = jax.vmap(of_target)(row, first, last, items)
+        pairs = jax.vmap(of_target)(row, first, last, items)
         total = (running[row, last + 1] - running[row, first])[:, None]
         share = jnp.where(total > 0, self.mixing_factor, 0.0)
-        popular = jnp.exp(self.popular.log_q(observed, items))
-        return jnp.log((1 - share) * popular + share * together / jnp.maximum(total, 1) + LEAST_Q)
+        popular = jnp.exp(self.popular.log_q(inputs, items))
+        return jnp.log((1 - share) * popular + share * pairs / jnp.maximum(total, 1) + LEAST_Q)
 
 
-@gin.configurable
-def co_counts(log: TrainingLog, mixing_factor: float = 0.5, neighbours: int = 30, least: int = 2) -> CoCounts:
-    """A share of the mass on items that co-occur with the history, the rest by popularity (SRT).
+def co_counts(train: TrainInteractions, mixing_factor: float = 0.5, neighbours: int = 30, least: int = 2) -> CoCounts:
+    """A share (mixing_factor) of the mass on items that co-occur with the history, the rest by popularity (SRT).
 
-    Args:
-        log: of training.
-        mixing_factor: the share.
-        neighbours: kept of each item.
-        least: users that a pair must have in common.
-
-    Raises:
-        InputError: a setting is out of range.
+    Of each item so many neighbours are kept, those that `least` users or more have together with it.
     """
     if not 0 <= mixing_factor < 1:
         raise InputError(f"co_counts.mixing_factor = {mixing_factor} is not in [0, 1): every item needs some mass")
     if neighbours < 1 or least < 1:
         raise InputError(f"co_counts.neighbours = {neighbours} and co_counts.least = {least} must be at least 1")
-    others, counts = co_occurrences(log, neighbours, least)
+    others, counts = co_occurrences(train, neighbours, least)
     threshold, alias = np.ones(counts.shape, np.float32), np.zeros(counts.shape, np.int32)
     for row in np.flatnonzero(counts.any(1)):
         threshold[row], alias[row] = alias_table(counts[row] / counts[row].sum())
-    return CoCounts(popularity(log), others, counts, threshold, alias, mixing_factor)
+    return CoCounts(popularity(train), others, counts, threshold, alias, mixing_factor)

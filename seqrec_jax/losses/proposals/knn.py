@@ -2,35 +2,28 @@
 
 import dataclasses
 import functools
+from typing import ClassVar
 
-import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from seqrec_jax.data.split import TrainingLog
+from seqrec_jax.data.split import TrainInteractions
 from seqrec_jax.errors import InputError
+from seqrec_jax.losses.loss import LossInputs
 from seqrec_jax.losses.proposals.by_count import LEAST_Q, CatalogProposal, popularity
 from seqrec_jax.losses.proposals.draws import integers, split_keys, uniforms
-from seqrec_jax.losses.proposals.interface import Observed
 
 QUERIES_PER_BLOCK = 512
 CANDIDATES_PER_BLOCK = 1 << 14
 
 
 def nearest(embeddings: jax.Array, queries: jax.Array, candidates: jax.Array, k: int, skip: int) -> jax.Array:
-    """The nearest items by cosine, in blocks of queries and of candidates.
+    """The nearest items by cosine, in blocks of queries and of candidates: [queries, k] int32, ascending in each row.
 
-    Args:
-        embeddings: [n_items + 1, hidden]; row 0 is padding.
-        queries: [queries] int32, items whose neighbours are wanted; a multiple of QUERIES_PER_BLOCK.
-        candidates: [m] int32, distinct items among which the neighbours are.
-        k: neighbours of each.
-        skip: leave out so many that are nearer still; an item is never its own neighbour.
-
-    Returns:
-        [queries, k] int32, ascending in each row.
+    `queries` int32 are items, a multiple of QUERIES_PER_BLOCK, whose k neighbours among the distinct `candidates` are
+    wanted, but for `skip` that are nearer; an item is never its own neighbour. Row 0 of the embeddings is padding.
     """
     n_blocks = -(-len(candidates) // CANDIDATES_PER_BLOCK)
     per_block = -(-len(candidates) // n_blocks)
@@ -56,85 +49,64 @@ def nearest(embeddings: jax.Array, queries: jax.Array, candidates: jax.Array, k:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class NearestNeighbours:
-    """A share of the mass by popularity, the rest even over the target's pool of neighbours.
+    """A share of the mass by popularity, the rest even over the target's pool of neighbours; settings as of `knn`."""
 
-    Attributes:
-        popular: takes `random_fraction` of the mass.
-        pools: [n_items + 1, pool_size] int32, ascending in each row; before the first refresh, empty (all 0).
-        random_fraction: the share.
-        discard: nearest neighbours left out of the pool, as they may be what the user wants just as well.
-        candidates: items among which neighbours are searched, drawn afresh at each refresh; None for the catalog.
-    """
-
-    popular: CatalogProposal
-    pools: jax.Array | np.ndarray
+    popular: CatalogProposal  # takes `random_fraction` of the mass
+    pools: jax.Array | np.ndarray  # [n_items + 1, pool_size] int32, ascending in each row; all 0 until refreshed
     random_fraction: float = dataclasses.field(metadata={"static": True})
     discard: int = dataclasses.field(metadata={"static": True})
     candidates: int | None = dataclasses.field(metadata={"static": True})
-    per_target: bool = dataclasses.field(default=True, metadata={"static": True})
+    per_target: ClassVar[bool] = True
 
     def refreshed(self, key: jax.Array, embeddings: jax.Array, mesh: Mesh) -> "NearestNeighbours":
-        """With pools made of the catalog's present embeddings; each device searches for its share of the items.
+        """With pools made of the catalog's present embeddings [n_items + 1, hidden], which are on every device.
 
-        Args:
-            key: of the candidates.
-            embeddings: [n_items + 1, hidden], on every device.
-            mesh: of devices, which share the items.
+        Each device searches for its share of the items. The key draws the candidates.
         """
-        n_items = embeddings.shape[0] - 1
-        candidates = jnp.arange(1, n_items + 1, dtype=jnp.int32)
-        if self.candidates is not None and self.candidates < n_items:
+        items = jnp.arange(len(embeddings), dtype=jnp.int32)
+        candidates = items[1:]
+        if self.candidates is not None and self.candidates < len(candidates):
             candidates = jax.random.choice(key, candidates, (self.candidates,), replace=False)
         search = functools.partial(nearest, k=self.pools.shape[1], skip=self.discard)
         whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names)
         search = jax.shard_map(search, mesh=mesh, in_specs=(whole, split, whole), out_specs=split, check_vma=False)
-        items = jnp.arange(n_items + 1, dtype=jnp.int32)
         queries = jnp.pad(items, (0, -len(items) % (QUERIES_PER_BLOCK * mesh.size)))
-        return dataclasses.replace(self, pools=search(embeddings, queries, candidates)[: n_items + 1])
+        return dataclasses.replace(self, pools=search(embeddings, queries, candidates)[: len(items)])
 
-    def draw(self, keys: jax.Array, observed: Observed, n: int) -> jax.Array:
-        """See Proposal."""
+    def draw(self, keys: jax.Array, inputs: LossInputs, n: int) -> jax.Array:
+        """n items for each target: [targets, n] int32."""
         popular_keys, mix_keys, cell_keys = split_keys(keys, 3)
-        popular = self.popular.draw(popular_keys, observed, n)
         cell = integers(cell_keys, n, 0, self.pools.shape[1])
-        hard = jnp.asarray(self.pools)[observed.targets[:, None], cell]
+        hard = jnp.asarray(self.pools)[inputs.targets[:, None], cell]
         mixed = (uniforms(mix_keys, n) >= self.random_fraction) & (hard > 0)
-        return jnp.where(mixed, hard, popular)
+        return jnp.where(mixed, hard, self.popular.draw(popular_keys, inputs, n))
 
-    def log_q(self, observed: Observed, items: jax.Array) -> jax.Array:
-        """See Proposal."""
-        pool = jnp.asarray(self.pools)[observed.targets]
+    def log_q(self, inputs: LossInputs, items: jax.Array) -> jax.Array:
+        """log(q + 1e-16) of each target's items: [targets, n] float32."""
+        pool = jnp.asarray(self.pools)[inputs.targets]
         items = jnp.broadcast_to(items, (len(pool), items.shape[1]))
         at = jax.vmap(jnp.searchsorted)(pool, items)
         inside = jnp.take_along_axis(pool, jnp.minimum(at, pool.shape[1] - 1), 1) == items
         empty = pool[:, :1] == 0
-        popular = jnp.exp(self.popular.log_q(observed, items))
+        popular = jnp.exp(self.popular.log_q(inputs, items))
         share = jnp.where(empty, 1.0, self.random_fraction)
         return jnp.log(share * popular + (1 - share) * inside / pool.shape[1] + LEAST_Q)
 
 
-@gin.configurable
 def knn(
-    log: TrainingLog,
-    pool_size: int = 100,
-    discard: int = 10,
-    random_fraction: float = 0.5,
+    train: TrainInteractions, pool_size: int = 100, discard: int = 10, random_fraction: float = 0.5,
     candidates: int | None = None,
-) -> NearestNeighbours:
+) -> NearestNeighbours:  # fmt: skip
     """Hard negatives among the target's nearest neighbours by cosine, refreshed every epoch (SRT).
 
     Args:
-        log: of training.
-        pool_size: neighbours of an item that are drawn, evenly.
-        discard: nearer neighbours that never are.
-        random_fraction: share of the mass by popularity instead.
-        candidates: None searches the whole catalog; a number, that many random items, another set at each refresh,
-            which bounds the time for large catalogs.
-
-    Raises:
-        InputError: the pool is larger than what is searched, or a share is out of range.
+        pool_size: Number of neighbours of an item that are drawn, evenly.
+        discard: Number of nearer neighbours that are never drawn, as the user may want them just as well.
+        random_fraction: Share of the mass that is drawn by popularity instead.
+        candidates: Number of random items that are searched, others at each refresh, which bounds the time for large
+            catalogs; None searches the whole catalog.
     """
-    n_items = len(log.counts) - 1
+    n_items = len(train.counts) - 1
     searched = n_items if candidates is None else min(candidates, n_items)
     if pool_size < 1 or discard < 0:
         raise InputError(f"knn.pool_size = {pool_size} is below 1, or knn.discard = {discard} below 0")
@@ -147,4 +119,4 @@ def knn(
     if not 0 < random_fraction <= 1:
         raise InputError(f"knn.random_fraction = {random_fraction} is not in (0, 1]: every item needs some mass")
     pools = np.zeros((n_items + 1, pool_size), np.int32)
-    return NearestNeighbours(popularity(log), pools, random_fraction, discard, candidates)
+    return NearestNeighbours(popularity(train), pools, random_fraction, discard, candidates)

@@ -1,0 +1,78 @@
+"""Settings: whether they are of their types, and as JSON, by which a run is compared when it goes on."""
+
+import dataclasses
+import functools
+import inspect
+import numbers
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seqrec_jax.errors import InputError
+
+_NUMBERS = {int: numbers.Integral, float: numbers.Real}
+
+
+def fits(value: Any, hint: Any, stand_in: type | tuple[()] = ()) -> bool:
+    """Whether a setting is of an annotated type; a `stand_in` is, and whatever `isinstance` cannot tell."""
+    kind, members = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind in (types.UnionType, typing.Union):
+        return any(fits(value, member, stand_in) for member in members)
+    if hint is Any or isinstance(value, stand_in) or not isinstance(kind, type):
+        return True
+    if kind in (tuple, Sequence):
+        return isinstance(value, tuple | list) and all(fits(element, members[0], stand_in) for element in value)
+    if kind is Mapping:
+        return isinstance(value, Mapping) and all(fits(element, members[1], stand_in) for element in value.values())
+    return isinstance(value, _NUMBERS.get(kind, kind)) and not (kind in _NUMBERS and isinstance(value, bool))
+
+
+def type_name(hint: Any) -> str:
+    """An annotated type as a message names it: `int`, `Sequence[float] | None`."""
+    name = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+    return re.sub(r"\b(?:\w+\.)+(?=[A-Z])", "", name)
+
+
+def check_types(settings: Any) -> None:
+    """An InputError where a field is not of its type, such as `TrainConfig.epochs = '3' is no int`."""
+    for name, hint in typing.get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        if not fits(value, hint):
+            raise InputError(f"{type(settings).__name__}.{name} = {value!r} is no {type_name(hint)}")
+
+
+def _function(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A function's name and its arguments: those given, and the defaults of the others."""
+    if isinstance(function, functools.partial):
+        return _function(function.func, {**function.keywords, **given})
+    parameters = inspect.signature(function).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    return {"name": function.__name__} | {name: describe(value) for name, value in (defaults | dict(given)).items()}
+
+
+def describe(value: Any) -> Any:
+    """Settings as what `json` can write, equal for equal settings; a TypeError for what is none.
+
+    Settings are numbers, texts and None; lists, tuples, mappings and dataclasses of settings; and functions, or a
+    `functools.partial` of one, which become their name and arguments, defaults included.
+    """
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): describe(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [describe(item) for item in value]
+    if callable(value):
+        return _function(value, {})
+    raise TypeError(f"{value!r} is no setting")

@@ -1,0 +1,1 @@
+"""Fine-tuning a recommender on another dataset, and what that gains and forgets."""

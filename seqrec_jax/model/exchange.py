@@ -1,0 +1,131 @@
+"""Recommenders to and from safetensors, under the names of the reference's PyTorch model."""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from seqrec_jax.data.format import TOKENIZER
+from seqrec_jax.data.store import Dataset
+from seqrec_jax.errors import InputError
+from seqrec_jax.items.text import TextTokens
+from seqrec_jax.model.recommender import Recommender
+from seqrec_jax.model.spec import Architecture, Spec
+from seqrec_jax.model.torch_names import TOKEN_TABLE, from_torch, to_torch
+
+METADATA = "seqrec_jax"
+TRANSITIONS = "terms/transitions/weight"
+
+
+def export_safetensors(model: Recommender, file: str | Path) -> None:
+    """Writes a model's parameters as safetensors, which PyTorch's `load_state_dict` takes.
+
+    The file's metadata say what the model is, so that import_safetensors needs to be told nothing. An InputError where
+    the file cannot be written, or the reference has no model of these blocks.
+    """
+    from safetensors.numpy import save_file
+
+    target, spec = Path(file), model.spec
+    if target.is_dir() or not target.parent.is_dir():
+        raise InputError(f"{target}: is a folder, or lies in none; name a file such as 'model.safetensors'")
+    if spec.architecture.block != "srt":
+        raise InputError(f"Architecture.block = {spec.architecture.block!r} has no counterpart in the reference")
+    arrays = {name: np.asarray(array) for name, array in model.params.items()}
+    if arrays.pop(TRANSITIONS, None) is not None:
+        logging.warning("%s: the model's transitions are no parameters, and are left out", target)
+        spec = dataclasses.replace(spec, architecture=dataclasses.replace(spec.architecture, transitions=False))
+    torch = to_torch(arrays, [feature.name for feature in spec.texts])
+    partial = target.with_name(f".{target.name}.partial")
+    save_file(torch, partial, {"format": "pt", METADATA: json.dumps(spec.to_json())})
+    os.replace(partial, target)
+    logging.info("%s: %d arrays, %d numbers", target, len(torch), sum(array.size for array in torch.values()))
+
+
+def import_safetensors(
+    file: str | Path,
+    data: Dataset,
+    architecture: Architecture | None = None,
+    max_tokens: Mapping[str, int] | None = None,
+) -> Recommender:
+    """Reads a model from safetensors under the reference's names.
+
+    Of a file that export_safetensors wrote, all is known. Of another, shapes tell the sizes. An InputError where it is
+    missing, is no recommender, or does not fit the dataset.
+
+    Args:
+        file: File to read.
+        data: Dataset made with the model's tokenizer.
+        architecture: Heads, pooling and dropouts of a model that says nothing of itself; None for the defaults.
+        max_tokens: Text features in the order of the model's tables, and the most tokens of each; None for the data's.
+    """
+    path = Path(file)
+    arrays, metadata = _read(path)
+    if METADATA in metadata:
+        spec = Spec.from_json(json.loads(metadata[METADATA]))
+        if spec.texts and spec.tokenizer_sha256 != data.tokenizer_sha256:
+            raise InputError(f"{data.folder}: was made with another tokenizer than the model of {path}")
+    else:
+        spec = _spec_of(path, arrays, data, architecture or Architecture(), max_tokens)
+    named, unknown = from_torch(arrays, [feature.name for feature in spec.texts])
+    if unknown:
+        raise InputError(f"{path}: {', '.join(unknown[:3])}: not a parameter of the reference's model, or of a feature")
+    try:
+        spec.graph().check(named)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    params = {name: jnp.asarray(named[name]) for name in sorted(named)}
+    return Recommender(spec, params, tokenizer=(data.folder / TOKENIZER).read_bytes())
+
+
+def _read(source: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    if not source.is_file():
+        raise InputError(f"{source}: no such file; bind SOURCE to a .safetensors file")
+    try:
+        with safe_open(source, "np") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, TypeError) as error:
+        raise InputError(
+            f"{source}: is no safetensors file that can be read ({error}); from PyTorch, write one with "
+            "safetensors.torch.save_file(model.state_dict(), path), in float32"
+        ) from error
+
+
+def _spec_of(source: Path, arrays: Any, data: Dataset, rest: Architecture, max_tokens: Any) -> Spec:
+    """The spec of a model that says nothing of itself: what shapes tell, and `rest` for the rest."""
+    known = {feature["name"]: feature["max_tokens"] for feature in data.manifest["features"]}
+    limits = known if max_tokens is None else max_tokens
+    if (tables := sum(name.startswith(TOKEN_TABLE) for name in arrays)) != len(limits):
+        raise InputError(
+            f"{source}: has {tables} token tables; bind import_weights.max_tokens to its text features in their order "
+            f"(the dataset has {', '.join(known)})"
+        )
+    texts = []
+    for ordinal, (name, most) in enumerate(limits.items()):
+        rows = len(arrays[f"{TOKEN_TABLE}.{ordinal}.weight"])
+        if rows < data.vocab_size:
+            raise InputError(
+                f"{source}: its table of {name} has {rows} rows, fewer than the tokenizer's {data.vocab_size} pieces; "
+                "make the dataset with the model's own tokenizer"
+            )
+        texts.append(TextTokens(name, rows, most))
+    try:
+        blocks = [int(match[1]) for name in arrays if (match := re.match(r"trm_encoder\.layer\.(\d+)\.", name))]
+        max_length, hidden = arrays["position_embedding.weight"].shape
+        inner = arrays["trm_encoder.layer.0.feed_forward.dense_1.weight"].shape[0]
+        embedding = arrays[f"{TOKEN_TABLE}.0.weight"].shape[1]
+    except KeyError as error:
+        raise InputError(f"{source}: lacks {error}, which every model of the reference's has") from error
+    architecture = dataclasses.replace(
+        rest, n_layers=max(blocks) + 1, hidden_size=hidden, inner_size=inner, embedding_size=embedding,
+        max_length=max_length,
+    )  # fmt: skip
+    return Spec.from_texts(architecture, tuple(texts), data, data.tokenizer_sha256)

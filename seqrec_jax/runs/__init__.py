@@ -1,0 +1,1 @@
+"""A run's folder: its identity, metrics, tracking, stop requests and costs."""

@@ -1,0 +1,37 @@
+"""Settings as JSON."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import seqrec_jax as sr
+from seqrec_jax.describe import describe
+
+
+def test_functions_are_their_names_and_all_of_their_settings():
+    expected = {"name": "by_ratio", "valid": 0.1, "test": 0.2}
+    assert describe(functools.partial(sr.by_ratio, test=0.2)) == expected
+    assert describe(functools.partial(functools.partial(sr.by_ratio, test=0.3), test=0.2)) == expected
+    assert describe(sr.leave_one_out) == {"name": "leave_one_out"}
+    assert describe(sr.sampled_softmax)["negatives"] == {"name": "local"}
+
+
+def test_settings_of_a_run_can_be_written():
+    config = sr.TrainConfig(loss=functools.partial(sr.sampled_softmax, n_negatives=7), proposal=sr.uniform)
+    written = json.loads(json.dumps(describe(config)))
+    assert written == describe(config)
+    assert written["loss"]["n_negatives"] == 7
+    assert written["proposal"] == {"name": "uniform"}
+    assert written["ranking"]["mode"] == "full"
+    assert describe(dataclasses.replace(config)) == describe(config)
+
+
+def test_numbers_paths_and_lists():
+    given = {"a": np.float32(0.5), "b": (1, Path("x")), "c": None}
+    assert describe(given) == {"a": 0.5, "b": [1, "x"], "c": None}
+    with pytest.raises(TypeError, match="is no setting"):
+        describe(np.zeros(3))
