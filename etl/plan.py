@@ -6,41 +6,91 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
+import gin
+
 from etl import tokenizer
 from etl.raw.interaction_files import InteractionFiles
 from etl.raw.item_files import ItemFiles
 from etl.raw.text_blocks import BLOCK_BYTES
 from etl.running.workspace import Workspace, key_of
 from seqrec_jax.data import format
+from seqrec_jax.errors import InputError
 
 
+@gin.configurable
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What to make of which raw files; the arguments of `build_datasets`."""
+    """What to make of which raw files; see `build_datasets`. An InputError where a value is out of range.
 
-    source: Path
-    output: Path
-    name: str
-    items: ItemFiles
-    interactions: InteractionFiles
-    domains: Mapping[str, InteractionFiles]
-    sizes: Sequence[int]
-    whole_catalog: bool
-    drop_without_metadata: bool
-    user_core: int
-    item_core: int
-    tokenizer_from: Path | None
-    vocab_size: int
-    tokenizer_items: int
-    max_bad_rows: float
-    seed: int
-    urls: Mapping[str, str]
-    checksums: Mapping[str, str]
+    Attributes:
+        source: folder of the raw files; it and the others are kept as absolute paths, as workers may be elsewhere.
+        output: folder to write to.
+        name: first part of the datasets' names.
+        items: the items' files.
+        interactions: the log's files.
+        domains: logs of single domains, by name. Each becomes a dataset of its own, and its users are left out of all
+            the others, so that a model can be pre-trained on these and fine-tuned on it.
+        sizes: interactions to expect in samples of the users, such as 100_000; a smaller sample lies in a larger one.
+        whole_catalog: have every item in `NAME-full`, not only those that occur in it, unless there is an item_core.
+        drop_without_metadata: leave items without metadata or title out of the domains too.
+        user_core: fewest interactions of a user.
+        item_core: fewest interactions of an item; above 1, users and items are dropped in turn until all have enough.
+        tokenizer_from: a SentencePiece model, or a dataset or run that holds one; None trains one on the items.
+        vocab_size: pieces of a tokenizer trained here.
+        tokenizer_items: about how many items it is trained on.
+        max_bad_rows: largest share of rows that cannot be read; above it, the run ends.
+        seed: of the samples.
+        urls: where to fetch files that the source lacks, by name.
+        checksums: SHA-256 of these files, by name, where known.
+    """
+
+    source: str = gin.REQUIRED
+    output: str = gin.REQUIRED
+    name: str = gin.REQUIRED
+    items: ItemFiles = gin.REQUIRED
+    interactions: InteractionFiles = gin.REQUIRED
+    domains: Mapping[str, InteractionFiles] = dataclasses.field(default_factory=dict)
+    sizes: Sequence[int] = ()
+    whole_catalog: bool = False
+    drop_without_metadata: bool = False
+    user_core: int = 1
+    item_core: int = 1
+    tokenizer_from: str | None = None
+    vocab_size: int = 30_000
+    tokenizer_items: int = 1_000_000
+    max_bad_rows: float = 0.001
+    seed: int = 42
+    urls: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    checksums: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_bad_rows <= 1:
+            raise InputError(f"MAX_BAD_ROWS = {self.max_bad_rows}: must be a share, from 0 to 1")
+        for size in self.sizes:
+            if size < 1:
+                raise InputError(f"SIZES: {size} is no number of interactions")
+        for name, core in (("user_core", self.user_core), ("item_core", self.item_core)):
+            if core < 1:
+                raise InputError(f"Gin binding Plan.{name} = {core}: must be 1 or more")
+        object.__setattr__(self, "sizes", sorted(set(self.sizes)))
+        for name in ("source", "output", "tokenizer_from"):
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, str(Path(path).absolute()))
+
+    @property
+    def source_folder(self) -> Path:
+        """Folder of the raw files."""
+        return Path(self.source)
+
+    @property
+    def output_folder(self) -> Path:
+        """Folder to write to."""
+        return Path(self.output)
 
     def raw_files(self) -> list[Path]:
         """Every raw file of the plan; all must be there."""
-        logs = [self.interactions, *self.domains.values()]
-        return [*self.items.find(self.source), *(path for files in logs for path in files.find(self.source))]
+        tables: list[ItemFiles | InteractionFiles] = [self.items, self.interactions, *self.domains.values()]
+        return [path for files in tables for path in files.find(self.source_folder)]
 
     def dataset_name(self, size: int | None) -> str:
         """`amazon-100K`, `amazon-1M`, ..., `amazon-full` for all users."""
@@ -64,11 +114,12 @@ class Keys:
     def __init__(self, plan: Plan, workspace: Workspace, executor: Executor):
         self._plan = plan
         workspace.fingerprints(plan.raw_files(), executor)  # Of all at once, as fast as the workers read.
-        self.items = workspace.fingerprints(plan.items.find(plan.source), executor)
-        self.interactions = workspace.fingerprints(plan.interactions.find(plan.source), executor)
-        self.domains = {
-            name: workspace.fingerprints(files.find(plan.source), executor) for name, files in plan.domains.items()
-        }
+
+        def of(files: ItemFiles | InteractionFiles) -> list[dict[str, Any]]:
+            return workspace.fingerprints(files.find(plan.source_folder), executor)
+
+        self.items, self.interactions = of(plan.items), of(plan.interactions)
+        self.domains = {name: of(files) for name, files in plan.domains.items()}
 
     @property
     def inputs(self) -> list[dict[str, Any]]:
@@ -86,7 +137,7 @@ class Keys:
     def tokenizer(self) -> str:
         """Of the tokenizer."""
         if self._plan.tokenizer_from is not None:
-            return key_of("tokenizer", format.sha256_of(tokenizer.file_of(self._plan.tokenizer_from)))
+            return key_of("tokenizer", format.sha256_of(tokenizer.file_of(Path(self._plan.tokenizer_from))))
         return key_of("tokenizer", self.metadata, self._plan.vocab_size, self._plan.tokenizer_items)
 
     @property

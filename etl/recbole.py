@@ -114,17 +114,16 @@ def convert(
     normalized = {name: [tokenizer.normalize(text) for text in column] for name, column in texts.items()}
     if text_tokenizer is None and texts:
         text_tokenizer = tokenizer.train((text for column in normalized.values() for text in column), vocab_size)
-    features = {name: max_tokens[name] for name in texts}
     tokens = {}
     if text_tokenizer is not None:
-        tokens = {name: text_tokenizer.encode(column, features[name]) for name, column in normalized.items()}
+        tokens = {name: text_tokenizer.encode(column, max_tokens[name]) for name, column in normalized.items()}
     items = _items_table(item_ids, texts, tokens)
     manifest = dataset_writer.write_dataset(
         Path(output),
         [interactions],
         [padding_row(items.schema), items],
         b"" if text_tokenizer is None else text_tokenizer.model,
-        features=features,
+        features={name: max_tokens[name] for name in texts},
         vocab_size=0 if text_tokenizer is None else text_tokenizer.vocab_size,
         parameters={"pipeline": "recbole", "vocab_size": vocab_size, "trained_tokenizer": tokenizer_from is None},
         inputs=[dataset_writer.input_record(path) for path in inputs],

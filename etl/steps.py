@@ -72,7 +72,7 @@ class Build:
         return step
 
     def _metadata(self, step: Step) -> None:
-        files, paths = self._plan.items, self._plan.items.find(self._plan.source)
+        files, paths = self._plan.items, self._plan.items.find(self._plan.source_folder)
         bad, left_out, rows, parts, kept = BadRows(self._plan.max_bad_rows), Counter[str](), 0, [], []
         for path, result in self._runner.run_blocks(step, "", files, paths, catalog.catalog_block, (files,), bad):
             parts.append(path)
@@ -90,7 +90,7 @@ class Build:
     def _tokenizer(self, step: Step) -> None:
         plan, n_texts = self._plan, 0
         if plan.tokenizer_from is not None:
-            model = tokenizer.load(plan.tokenizer_from)
+            model = tokenizer.load(Path(plan.tokenizer_from))
         else:
             parts, n_items = self._texts()
             texts = list(catalog.sample_texts(parts, list(plan.items.texts), min(1.0, plan.tokenizer_items / n_items)))
@@ -119,7 +119,7 @@ class Build:
         plan, files = self._plan, self._plan.interactions
         _, n_items = self._texts()
         held_out = self._write_held_out(step)
-        paths = files.find(plan.source)
+        paths = files.find(plan.source_folder)
         bits = by_user.partition_bits(files.expected_rows(paths))
         bad, rejected, blocks, rows = BadRows(plan.max_bad_rows), Counter[str](), [], 0
         arguments = (files, self._finished("metadata").folder, bits)
@@ -150,7 +150,7 @@ class Build:
         """Writes the table of the domains' users, who are to be left out of everything else."""
         hashes = [np.zeros(0, np.uint64)]
         for files in self._plan.domains.values():
-            for path in files.find(self._plan.source):
+            for path in files.find(self._plan.source_folder):
                 for block in files.blocks(path, BLOCK_BYTES):
                     hashes.append(hash_of(words_of(read_rows(block, files)[0].users)))
         distinct = np.unique(np.concatenate(hashes))
@@ -190,7 +190,7 @@ class Build:
         )
         tasks = []
         for size in [*plan.sizes, None]:
-            folder = plan.output / plan.dataset_name(size)
+            folder = plan.output_folder / plan.dataset_name(size)
             if size is not None and size >= n_interactions:
                 logging.warning("%s: only %d interactions, so it has all users", folder, n_interactions)
             share = 1.0 if size is None else min(1.0, size / n_interactions)
@@ -208,12 +208,12 @@ class Build:
         plan, texts, table = self._plan, self._catalog(), self._finished("metadata").folder
         tasks, bad, rows_in = [], BadRows(plan.max_bad_rows), 0
         for name, files in plan.domains.items():
-            before, paths = Counter(bad.counts), files.find(plan.source)
+            before, paths = Counter(bad.counts), files.find(plan.source_folder)
             rows_in += _check_log(files, paths, bad)
             parameters = {"pipeline": plan.name, "drop_without_metadata": plan.drop_without_metadata}
             inputs = [*self._keys.items, *self._keys.domains[name]]
             about = datasets.Provenance(self._model(), parameters, inputs, dict(bad.counts - before))
-            folder = plan.output / f"{plan.name}-{name}"
+            folder = plan.output_folder / f"{plan.name}-{name}"
             arguments = (folder, files, paths, texts, table, plan.drop_without_metadata, about)
             tasks.append((folder, (key_of(self._keys.domain(name), plan.drop_without_metadata), arguments)))
         bad.finish()

@@ -420,7 +420,7 @@ BINDINGS = {
     "PROCESSES = 0: must be 1 or more": {"PROCESSES": "0"},
     "MAX_BAD_ROWS = 2.0: must be a share": {"MAX_BAD_ROWS": "2.0"},
     "SIZES: 0 is no number of interactions": {"SIZES": "[0]"},
-    "user_core = 0: must be 1 or more": {"build_datasets__user_core": "0"},
+    "user_core = 0: must be 1 or more": {"Plan__user_core": "0"},
     "no Dask scheduler answers there": {"EXECUTOR": "'tcp://127.0.0.1:9'"},
     "InteractionFiles.unit = 'min': must be": {"InteractionFiles__unit": "'min'"},
     "no such tokenizer": {"TOKENIZER": "'nowhere.model'"},

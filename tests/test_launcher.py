@@ -59,7 +59,7 @@ WRONG = {
         ["gin/etl_interactions.gin"],
         ["SOURCE='s'", "OUTPUT='o'", "ITEMS = 'items.csv'"],
     ),
-    r"Gin binding SIZES \(build_datasets.sizes\) = 100000 is no Sequence\[int\]": (
+    r"Gin binding SIZES \(Plan.sizes\) = 100000 is no Sequence\[int\]": (
         ["gin/etl_amazon.gin"],
         ["SOURCE='s'", "OUTPUT='o'", "SIZES = 100000"],
     ),
@@ -89,6 +89,15 @@ def test_an_included_file_that_is_missing_is_named(tmp_path):
     (tmp_path / "run.gin").write_text("include 'gin/bass.gin'\n")
     with pytest.raises(InputError, match=r"gin/bass.gin; did you mean 'gin/base.gin'"):
         configure([str(tmp_path / "run.gin")], [])
+
+
+@pytest.mark.parametrize("name", ["Plan.user_core", "Workers.processes"])
+def test_a_binding_of_the_etl_that_moved_is_refused_with_its_new_name(name):
+    import etl.main
+
+    old = f"build_datasets.{name.split('.')[1]}"
+    with pytest.raises(InputError, match=rf"^{old} is now {name}$"):
+        configure_with(["gin/etl_amazon.gin"], ["SOURCE='s'", "OUTPUT='o'", f"{old} = 3"], etl.main.MOVED)
 
 
 VALUES = {name: f"{name}='x'" for name in ("DATASET", "RUN_DIR", "CHECKPOINT", "SOURCE", "OUTPUT", "RUNS")}

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import gin
 import psutil
 
 from seqrec_jax.errors import InputError
-from seqrec_jax.host_memory import keep_freed_memory
+from seqrec_jax.host_memory import keep_freed_memory, memory_bytes
 
 Result = TypeVar("Result")
 
@@ -93,18 +95,34 @@ class _Interruption:
 _INTERRUPTION = _Interruption()
 
 
-@contextmanager
-def open_executor(processes: int, address: str | None) -> Iterator[tuple[Executor, int]]:
-    """An executor and how many tasks it runs at a time.
+@gin.configurable
+@dataclass(frozen=True)
+class Workers:
+    """What computes, and in how much memory; nothing here changes what is made.
 
-    Args:
-        processes: of the pool.
-        address: a Dask scheduler's, such as 'tcp://host:8786', whose workers see the same files; None for the pool.
-
-    Raises:
-        InputError: Dask is not installed, or nobody answers at the address.
+    Attributes:
+        memory_limit: of all processes together, such as '4GB' or '1.5GB'; decides how many there are.
+        processes: most worker processes; None for one a core.
+        executor: address of a Dask scheduler whose workers see the same files, such as 'tcp://host:8786'; None for
+            processes on this machine.
     """
-    if address is None:
+
+    memory_limit: str | int | float = "4GB"
+    processes: int | None = None
+    executor: str | None = None
+
+    @contextmanager
+    def open(self, shared_bytes: int) -> Iterator[tuple[Executor, int]]:
+        """An executor and how many tasks it runs at a time, where every process maps `shared_bytes`.
+
+        Raises:
+            InputError: the memory is too little, Dask is not installed, or nobody answers at the address.
+        """
+        processes = affordable_processes(self.processes, memory_bytes(self.memory_limit), shared_bytes)
+        if self.executor is not None:
+            with _dask_client(self.executor) as client:
+                yield client.get_executor(pure=False), max(1, sum(client.nthreads().values()))
+            return
         context = multiprocessing.get_context("spawn")
         with (
             _INTERRUPTION.watched_for(),
@@ -115,17 +133,18 @@ def open_executor(processes: int, address: str | None) -> Iterator[tuple[Executo
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-        return
+
+
+def _dask_client(address: str) -> Any:
+    """A client of the scheduler at an address."""
     try:
         from distributed import Client
     except ImportError as error:
         raise InputError(f"EXECUTOR = {address!r} needs Dask: pip install 'seqrec-jax[dask]'") from error
     try:
-        client = Client(address, timeout=_SECONDS_TO_ANSWER)
+        return Client(address, timeout=_SECONDS_TO_ANSWER)
     except (OSError, ValueError) as error:
         raise InputError(f"EXECUTOR = {address!r}: no Dask scheduler answers there") from error
-    with client:
-        yield client.get_executor(pure=False), max(1, sum(client.nthreads().values()))
 
 
 def in_order(
