@@ -90,7 +90,7 @@ def test_recommend_for_users_and_for_a_typed_history(trained, shop, capsys):
         ({}, "bind USERS"),
         ({"USERS": ["nobody"]}, "'nobody' is not in"),
         ({"HISTORY": ["nothing"]}, "'nothing' is not in"),
-        ({"USERS": ["u3"], "K": 0}, "k = 0 is below 1"),
+        ({"USERS": ["u3"], "K": 0}, "k = 0 is no number from 1"),
     ):
         with pytest.raises(InputError, match=words):
             run("gin/recommend.gin", CHECKPOINT=str(trained), DATASET=str(shop.folder), **macros)
