@@ -2,6 +2,7 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,7 @@ class Store:
 
     def __init__(self):
         self.gone, self.runs, self.metrics, self.params, self.files, self.status = 0, 0, [], {}, [], None
+        self.deleted, self.experiment = set(), None
 
     def _answer(self):
         if self.gone:
@@ -24,9 +26,15 @@ class Store:
 
     def get_experiment_by_name(self, name):
         self._answer()
+        return self.experiment
 
     def create_experiment(self, name, artifact_location=None):
         return "1"
+
+    def get_run(self, run_id):
+        self._answer()
+        stage = "deleted" if run_id in self.deleted else "active"
+        return type("Run", (), {"info": type("Info", (), {"lifecycle_stage": stage})})
 
     def create_run(self, experiment, run_name=None, tags=None):
         self.runs += 1
@@ -116,6 +124,30 @@ def test_another_store_gets_a_run_of_its_own(store, tmp_path):
         assert tracker.run_id(5) == f"run{runs}"
         tracker.close("FINISHED")
     assert len(store.metrics) == 6
+
+
+def test_a_run_that_was_deleted_is_begun_anew_with_all_that_the_folder_holds(store, tmp_path, caplog):
+    log(tmp_path, range(1, 4))
+    for _ in range(2):
+        tracker = Tracker(Tracking("http://one"))
+        tracker.start(tmp_path)
+        tracker.log_params({"seed": 1})
+        tracker.close("FINISHED")
+        store.deleted = {"run1"}
+    assert [step for _, _, step in store.metrics] == [1, 2, 3, 1, 2, 3]
+    assert json.loads((tmp_path / "tracking.json").read_text())["run_id"] == "run2"
+    assert "run run1 was deleted; a new one is begun" in caplog.text
+    assert "running the same command again" not in caplog.text
+
+
+def test_a_deleted_experiment_is_named_with_what_to_do(store, tmp_path, caplog):
+    store.experiment = SimpleNamespace(experiment_id="1", lifecycle_stage="deleted")
+    tracker = Tracker(Tracking("http://one", experiment="shop"))
+    tracker.start(tmp_path)
+    tracker.close("FINISHED")
+    assert "experiment 'shop' was deleted: restore it, or bind Tracker.experiment to another" in caplog.text
+    assert "running the same command again" not in caplog.text
+    assert store.runs == 0
 
 
 def test_a_store_that_is_gone_is_waited_for_once(store, tmp_path):

@@ -1,7 +1,8 @@
 """MLflow under the reference's names, so that its databases and ours read alike; a run never waits for it.
 
 What is to be kept is in the run's folder first; `tracking.json` says what was sent. A thread sends it on, and tries
-again where a server goes away. What is left when the run ends is sent when the same command is run again.
+again where a server goes away. What is left when the run ends is sent when the same command is run again. A run
+that was deleted in MLflow is begun anew there, with all that the folder holds.
 """
 
 import json
@@ -23,6 +24,7 @@ TRACKING = "tracking.json"
 SECONDS_BETWEEN_SENDS, MOST_SECONDS_BETWEEN_TRIES = 2.0, 60.0
 TRIES_AT_THE_END = 3
 METRICS_PER_REQUEST = 1000
+NOTHING_SENT: dict[str, Any] = {"run_id": None, "metrics": 0, "params": [], "artifacts": {}, "status": None}
 
 
 def _connect(uri: str) -> Any:
@@ -46,6 +48,7 @@ class Tracker:
         self._artifacts: list[Path] = []
         self._sent: dict[str, Any] = {}
         self._status: str | None = None  # what the run is closed with; None until then
+        self._refused = ""  # what is to be done before anything can be sent
         self._folder, self._wake, self._waited = Path(), threading.Event(), False
         self._thread: threading.Thread | None = None
 
@@ -57,7 +60,7 @@ class Tracker:
         self._folder, path = run_dir, run_dir / TRACKING
         self._sent = json.loads(path.read_text()) if path.exists() else {}
         if self._sent.get("uri") != uri:
-            self._sent = {"uri": uri, "run_id": None, "metrics": 0, "params": [], "artifacts": {}, "status": None}
+            self._sent = {"uri": uri} | NOTHING_SENT
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._thread.start()
 
@@ -87,10 +90,9 @@ class Tracker:
         self._wake.set()
         self._thread.join(self.settings.patience)
         if self._thread.is_alive() or self._sent["status"] != status:
-            logging.warning(
-                "tracking store %s: not all could be sent; it is kept in %s, and running the same command again "
-                "sends it", self.settings.uri, self._folder,
-            )  # fmt: skip
+            remedy = self._refused or "running the same command again sends it"
+            logging.warning("tracking store %s: not all could be sent; it is kept in %s, and %s", self.settings.uri,
+                            self._folder, remedy)  # fmt: skip
         self._thread = None
 
     def _run(self) -> None:
@@ -113,7 +115,7 @@ class Tracker:
                     )  # fmt: skip
                 warned, self._client = True, None
                 tries += status is not None
-                if tries == TRIES_AT_THE_END:
+                if tries == TRIES_AT_THE_END or self._refused:
                     return
                 pause = min(2 * pause, MOST_SECONDS_BETWEEN_TRIES)
             self._wake.wait(pause if self._status is None else SECONDS_BETWEEN_SENDS)
@@ -149,16 +151,33 @@ class Tracker:
         """Connects, and begins the run or goes on with it."""
         sent, settings, uri, name = self._sent, self.settings, str(self.settings.uri), self.settings.experiment
         client = self._client = _connect(uri)
+        if sent["run_id"] is not None and not self._is_there():
+            logging.warning("tracking store %s: run %s was deleted; a new one is begun", uri, sent["run_id"])
+            sent |= NOTHING_SENT
         if sent["run_id"] is None:
             folder = Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts"
             place = folder.as_uri() if uri.startswith("sqlite:///") else None
             found = client.get_experiment_by_name(name)
+            if found and found.lifecycle_stage == "deleted":
+                self._refused = f"experiment {name!r} was deleted: restore it, or bind Tracker.experiment to another"
+                raise ValueError(self._refused)
             experiment = found.experiment_id if found else client.create_experiment(name, artifact_location=place)
             tags = {} if settings.parent_run_id is None else {"mlflow.parentRunId": settings.parent_run_id}
             self._record(run_id=client.create_run(experiment, run_name=settings.run_name, tags=tags).info.run_id)
         elif sent["status"] is not None:
             client.update_run(sent["run_id"], status="RUNNING")
             sent["status"] = None
+
+    def _is_there(self) -> bool:
+        """Whether MLflow still has the run."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._client.get_run(self._sent["run_id"]).info.lifecycle_stage == "active"
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
 
     def _send_metrics(self) -> None:
         from mlflow.entities import Metric
