@@ -1,15 +1,19 @@
 """Every task from its Gin file, as a user runs it, on the tiny shop."""
 
 import json
+import re
+import shutil
 
 import gin
 import pyarrow as pa
 import pytest
 
 import seqrec_jax as sr
+from etl.recbole import convert
 from seqrec_jax.errors import InputError
 from seqrec_jax.launcher import configure
 from seqrec_jax.tasks import registry
+from seqrec_jax.tasks.recommend import recommend
 
 SMALL = [
     "Architecture.hidden_size = 32", "Architecture.inner_size = 32", "TrainConfig.train_batch_size = 800",
@@ -76,6 +80,23 @@ def test_compare_a_checkpoint_with_itself(trained, shop_folder, tmp_path, capsys
     assert "users better" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"CHECKPOINTS .* must name two"):
         run("gin/compare.gin", CHECKPOINTS=[str(trained)], DATASET=str(shop_folder))
+
+
+def test_a_user_may_be_called_history(shop_files, tmp_path, capsys):
+    raw = tmp_path / "raw"
+    shutil.copytree(shop_files, raw)
+    log = next(raw.glob("*.inter"))
+    log.write_text(re.sub(r"^u3\t", "history\t", log.read_text(), flags=re.MULTILINE))
+    convert(source=str(raw), output=str(tmp_path / "data"), vocab_size=500)
+    data = sr.open_dataset(tmp_path / "data")
+    model = sr.Recommender.create(sr.Corpus([data]), sr.Architecture(n_layers=1, hidden_size=16, inner_size=16))
+    model.save(tmp_path / "model")
+    items = data.items_table["item_id"][1:3].to_pylist()
+    found = recommend(str(tmp_path / "model"), str(data.folder), users=["history", "u4"], history=items, k=2)
+    assert list(found) == ["history", "u4", None]
+    assert all(len(best) == 2 for best in found.values())
+    printed = capsys.readouterr().out
+    assert all(title in printed for title in ("user history", "user u4", "typed history"))
 
 
 def test_recommend_for_users_and_for_a_typed_history(trained, shop, capsys):

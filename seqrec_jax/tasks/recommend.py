@@ -30,8 +30,8 @@ def _history(data: Dataset, user: str) -> list[str]:
 def recommend(
     checkpoint: str, dataset: str, users: Sequence[str] = (), history: Sequence[str] = (), k: int = 10,
     exclude_seen: bool = True,
-) -> Mapping[str, list[str]]:  # fmt: skip
-    """Prints the best next items, with titles, and returns their ids, best first, by user, or under `history`.
+) -> Mapping[str | None, list[str]]:  # fmt: skip
+    """Prints the best next items, with titles, and returns their ids, best first, by user; None for the typed history.
 
     InputError for neither users nor a history, or where the dataset lacks an id.
 
@@ -42,19 +42,17 @@ def recommend(
         raise InputError("bind USERS = ['user id', ...] or HISTORY = ['item id', ...]")
     data = open_dataset(dataset, verify=True)
     index = load(checkpoint).index(data)
-    lists: dict[str, list[dict[str, Any]]] = {}
-    typed = [str(item) for item in history]
-    if users:
-        lists |= {user: [] for user in map(str, users)}
-        for row in index.recommend(users=list(lists), k=k, exclude_seen=exclude_seen).to_pylist():
+    names, typed = list(map(str, users)), list(map(str, history))
+    lists: dict[str | None, list[dict[str, Any]]] = {user: [] for user in names}
+    if names:
+        for row in index.recommend(users=list(dict.fromkeys(names)), k=k, exclude_seen=exclude_seen).to_pylist():
             lists[row["user"]].append(row)
     if typed:
-        lists["history"] = index.recommend(histories=[typed], k=k, exclude_seen=exclude_seen).to_pylist()
-    for name, rows in lists.items():
-        is_typed = name == "history" and bool(typed)
-        had = typed[-HISTORY_SHOWN:] if is_typed else _history(data, name)
+        lists[None] = index.recommend(histories=[typed], k=k, exclude_seen=exclude_seen).to_pylist()
+    for user, rows in lists.items():
+        had = typed[-HISTORY_SHOWN:] if user is None else _history(data, user)
         best = _described(data, [row["item"] for row in rows])
         scored = [item | {"score": f"{row['score']:.2f}"} for item, row in zip(best, rows, strict=True)]
-        title = "typed history" if is_typed else f"user {name}"
+        title = "typed history" if user is None else f"user {user}"
         print_tables(recommendations_table(title, _described(data, had), scored))
-    return {name: [row["item"] for row in rows] for name, rows in lists.items()}
+    return {user: [row["item"] for row in rows] for user, rows in lists.items()}
