@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import math
 import numbers
 import re
 import types
@@ -19,7 +20,10 @@ _NUMBERS = {int: numbers.Integral, float: numbers.Real}
 
 
 def fits(value: Any, hint: Any, stand_in: type | tuple[()] = ()) -> bool:
-    """Whether a setting is of an annotated type; a `stand_in` is, and whatever `isinstance` cannot tell."""
+    """Whether a setting is of an annotated type; a `stand_in` is, and whatever `isinstance` cannot tell.
+
+    A number that is infinite or none is of no type.
+    """
     kind, members = typing.get_origin(hint) or hint, typing.get_args(hint)
     if kind in (types.UnionType, typing.Union):
         return any(fits(value, member, stand_in) for member in members)
@@ -29,7 +33,9 @@ def fits(value: Any, hint: Any, stand_in: type | tuple[()] = ()) -> bool:
         return isinstance(value, tuple | list) and all(fits(element, members[0], stand_in) for element in value)
     if kind is Mapping:
         return isinstance(value, Mapping) and all(fits(element, members[1], stand_in) for element in value.values())
-    return isinstance(value, _NUMBERS.get(kind, kind)) and not (kind in _NUMBERS and isinstance(value, bool))
+    if kind not in _NUMBERS:
+        return isinstance(value, kind)
+    return isinstance(value, _NUMBERS[kind]) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def type_name(hint: Any) -> str:

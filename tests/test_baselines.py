@@ -1,14 +1,28 @@
 """Baselines that nobody trains."""
 
+import dataclasses
 import itertools
+import tracemalloc
+from typing import NamedTuple
 
 import numpy as np
 import pytest
+import scipy.sparse
 
 from seqrec_jax.data.corpus import Corpus
+from seqrec_jax.data.split import Targets
 from seqrec_jax.evaluation import baselines
 from seqrec_jax.items.lexical import lexical_vectors
-from seqrec_jax.model.terms.transitions import AGE_DECAY, count_transitions
+from seqrec_jax.model.terms.transitions import AGE_DECAY, count_transitions, recency_weights
+
+
+class Flat(NamedTuple):
+    """Items of all users in memory."""
+
+    flat: np.ndarray
+
+    def take(self, indices):
+        return self.flat[indices]
 
 
 @pytest.fixture
@@ -48,6 +62,39 @@ def test_ranks_are_those_of_sorting_all_scores(corpus, monkeypatch):
             if mask_seen:
                 of_user[np.setdiff1d(history, [target])] = -np.inf
             assert found[row] == (of_user > of_user[target]).sum()
+
+
+def test_a_score_that_is_no_number_ranks_last(corpus):
+    n_rows = corpus.data.n_items + 1
+
+    def scores(histories, lengths):
+        return np.full((len(lengths), n_rows), np.nan, np.float32)
+
+    assert (ranks_by(scores, corpus) == corpus.data.n_items - 1).all()
+
+
+def test_a_long_history_takes_no_more_memory_than_its_latest_items(shop):
+    """20,000 interactions, of which 2,000 are targets: all histories together are 38 million items."""
+    rng, n = np.random.default_rng(0), 20_000
+    items = Flat(rng.integers(1, shop.n_items + 1, n).astype(np.int32))
+    data = dataclasses.replace(shop, offsets=np.array([0, n]), items=items)
+    targets = Targets(np.zeros(2000, np.int64), np.arange(n - 2000, n))
+    counts = np.bincount(items.flat, minlength=shop.n_items + 1)
+    matrix = scipy.sparse.random(len(counts), len(counts), 0.1, "csr", np.float32, random_state=0)
+
+    def scores(histories, lengths):
+        return (recency_weights(histories, lengths, len(counts)) @ matrix).toarray()
+
+    tracemalloc.start()
+    try:
+        found = [baselines.ranks(scores, data, targets, counts, masks) for masks in (False, True)]
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()
+    history, target = items.flat[:-1], items.flat[-1]
+    of_last = scores(history, np.array([len(history)]))[0]
+    assert found[0][-1] == (of_last[1:] > of_last[target]).sum()
+    assert (found[1] == 0).all()  # the history holds every item
 
 
 def test_ties_count_against_the_target_and_popularity_decides_first(corpus):

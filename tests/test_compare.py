@@ -57,6 +57,13 @@ def test_a_model_is_no_better_than_itself(models, corpus):
     assert (of.difference, of.p, of.better, of.worse) == (0.0, 1.0, 0, 0)
 
 
+def test_a_model_with_one_broken_row_is_not_compared(models, corpus):
+    name = "item_encoder/tables/title"
+    broken = replace(models[0], params={**models[0].params, name: models[0].params[name].at[7].set(jnp.nan)})
+    with pytest.raises(InputError, match=rf"parameter {name} holds \d+ values of [\d,]+ that are not finite"):
+        compare(models[0], broken, corpus, ranking=RANKING, draws=100)
+
+
 def test_bad_arguments_are_refused(models, corpus):
     other = replace(corpus.data, folder=Path("other"))
     for arguments, message in (

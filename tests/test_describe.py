@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import seqrec_jax as sr
-from seqrec_jax.describe import describe
+from seqrec_jax.describe import describe, fits
 
 
 def test_functions_are_their_names_and_all_of_their_settings():
@@ -35,3 +35,11 @@ def test_numbers_paths_and_lists():
     assert describe(given) == {"a": 0.5, "b": [1, "x"], "c": None}
     with pytest.raises(TypeError, match="is no setting"):
         describe(np.zeros(3))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("-inf")])
+def test_a_number_that_is_none_is_of_no_type(value):
+    assert not fits(value, float)
+    assert not fits((1.0, value), tuple[float, ...])
+    with pytest.raises(sr.InputError, match=r"TrainConfig\.learning_rate = .*(nan|inf).* is no float"):
+        sr.TrainConfig(learning_rate=value)

@@ -13,6 +13,7 @@ from seqrec_jax.data.corpus import Corpus
 from seqrec_jax.data.split import Targets, by_ratio, leave_one_out
 from seqrec_jax.data.store import open_dataset
 from seqrec_jax.errors import InputError
+from seqrec_jax.evaluation import baselines
 from seqrec_jax.evaluation.evaluate import Report, evaluate
 from seqrec_jax.evaluation.ranking import Ranking
 from seqrec_jax.model.recommender import Recommender
@@ -51,7 +52,7 @@ def test_intervals_slices_and_baselines_stand_beside_the_metrics(report, corpus)
         slices = [of for name, of in report.slices.items() if name.startswith(names)]
         users = np.array([of["targets"] for of in slices])
         assert users.sum() == report.targets["test"] == len(corpus.division.test.users) == 300
-        whole = users @ [of["ndcg_at_10"] for of in slices] / users.sum()
+        whole = sum(of["targets"] * of["ndcg_at_10"] for of in slices if of["targets"]) / users.sum()
         assert whole == pytest.approx(report.test["ndcg_at_10"], abs=1e-12)
     assert list(report.baselines) == [
         "popularity", "recent popularity", "item-to-item transitions", "text neighbours", "transition graph",
@@ -65,11 +66,15 @@ def test_intervals_slices_and_baselines_stand_beside_the_metrics(report, corpus)
 def test_the_report_is_json_and_a_table(report, model):
     as_json = report.to_json()
     assert json.loads(json.dumps(as_json)) == as_json
-    assert list(as_json) == ["valid", "test", "baselines", "intervals", "slices", "catalog", "params_sha256"]
+    assert list(as_json) == [
+        "targets", "valid", "test", "baselines", "intervals", "slices", "catalog", "params_sha256",
+    ]  # fmt: skip
     table = report.table()
     assert table.column_names == ["kind", "name", "targets", "metric", "value", "low", "high"]
     rows = {(row["kind"], row["name"], row["metric"]): row for row in table.to_pylist()}
-    assert len(rows) == table.num_rows == 15 * (2 + len(report.baselines) + len(report.slices))
+    slices = [of for of in report.slices.values() if of["targets"]]
+    assert len(rows) == table.num_rows == 15 * (2 + len(report.baselines) + len(slices))
+    assert not any("ndcg_at_10" in of for of in report.slices.values() if not of["targets"])
     assert rows["model", "valid", "mrr_at_5"]["value"] == report.valid["mrr_at_5"]
     of_popularity = rows["baseline", "popularity", "ndcg_at_10"]
     assert [of_popularity["low"], of_popularity["high"]] == report.intervals["baselines"]["popularity"]["ndcg_at_10"]
@@ -90,6 +95,8 @@ def test_several_targets_a_user_are_evaluated_and_another_split_is_told(model, c
     results = evaluate(model, other, draws=100)
     assert results.targets["test"] > 600
     assert sum(of["targets"] for name, of in results.slices.items() if name.startswith("history")) > 600
+    assert results.catalog["histories"] > 600
+    assert results.catalog["users"] == 300
     assert "was trained with Corpus.split = leave_one_out(), and is now evaluated with by_ratio(" in caplog.text
     assert "test=0.3" in caplog.text
 
@@ -104,6 +111,20 @@ def test_the_same_split_and_an_unknown_one_are_not_told(model, corpus, caplog):
 
 def test_a_sample_of_the_catalog_has_popularity_alone(model, corpus):
     assert list(evaluate(model, corpus, ranking=Ranking(mode="popular50"), draws=100).baselines) == ["popularity"]
+
+
+def test_of_many_scores_baselines_are_measured_on_a_sample_that_is_named(model, corpus, report, monkeypatch):
+    monkeypatch.setattr(baselines, "MOST_SCORES", 100 * corpus.data.n_items)
+    found = evaluate(model, corpus, draws=100)
+    assert list(found.baselines) == [
+        "popularity", "recent popularity, 100 targets", "item-to-item transitions, 100 targets",
+        "text neighbours, 100 targets", "transition graph, 100 targets",
+    ]  # fmt: skip
+    assert found.test == report.test
+    assert found.baselines["popularity"] == report.baselines["popularity"]
+    assert found.targets["text neighbours, 100 targets"] == 100
+    rows = [row for row in found.table().to_pylist() if row["name"] == "text neighbours, 100 targets"]
+    assert {row["targets"] for row in rows} == {100}
 
 
 def test_bad_arguments_are_refused(model, corpus):

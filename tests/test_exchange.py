@@ -72,6 +72,8 @@ def test_what_is_no_recommender_is_refused(shop, tmp_path):
         "head.weight: not a parameter": arrays | {"head.weight": np.zeros(3, np.float32)},
         "parameter norm/bias is missing": {n: a for n, a in arrays.items() if n != "LayerNorm.bias"},
         "bind import_weights.max_tokens": {n: a for n, a in arrays.items() if n != f"{TOKEN_TABLE}.1.weight"},
+        "parameter norm/bias holds 16 values of 16 that are not finite": arrays
+        | {"LayerNorm.bias": np.full(16, np.nan, np.float32)},
         "fewer than the tokenizer's": arrays | {f"{TOKEN_TABLE}.1.weight": np.zeros((3, 8), np.float32)},
     }
     for ordinal, (message, content) in enumerate(cases.items()):

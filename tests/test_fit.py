@@ -8,10 +8,12 @@ import sqlite3
 from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 
 from etl.recbole import convert
 from seqrec_jax.data.corpus import Corpus
+from seqrec_jax.data.split import Targets, leave_one_out
 from seqrec_jax.errors import InputError
 from seqrec_jax.evaluation.evaluate import evaluate
 from seqrec_jax.evaluation.metrics import METRICS
@@ -240,6 +242,26 @@ def test_training_stops_early(shop_folder, tmp_path):
 def test_a_loss_that_is_not_finite_names_the_step(shop_folder, tmp_path):
     with pytest.raises(InputError, match=r"the loss is (nan|inf) at step \d+; lower TrainConfig.learning_rate"):
         run(shop_folder, tmp_path / "run", learning_rate=1e38)
+
+
+def test_a_run_that_diverges_in_its_last_step_has_no_metrics(shop_folder, tmp_path):
+    with pytest.raises(
+        InputError, match=r"dataset: the (scores|embeddings) of .* are not finite; the model has diverged"
+    ):
+        run(shop_folder, tmp_path / "run", learning_rate=1e30, epochs=1, train_batch_size=100_000)
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_nobody_to_measure_by_is_refused_before_anything_is_written(shop_folder, tmp_path):
+    def first_two(data):
+        return leave_one_out(data)._replace(valid=Targets(*np.zeros((2, 0), np.int64)))
+
+    corpus = Corpus(shop_folder, split=first_two)
+    with pytest.raises(
+        InputError, match=r"Corpus\.split leaves no target in valid, so there is nothing to measure: of its"
+    ):
+        fit(Recommender.create(corpus, ARCHITECTURE), corpus, CONFIG, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten_unasked(finished, shop_folder):

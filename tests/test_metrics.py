@@ -12,7 +12,10 @@ def test_metrics_of_one_rank():
         {"recall": 1, "hit": 1, "mrr": 1 / 3, "ndcg": 0.5, "precision": 0.2}
     )
     assert summarize(np.array([0, 9, 10]), (10,))["recall_at_10"] == pytest.approx(2 / 3)
-    assert summarize(np.zeros(0, int), (10,))["ndcg_at_10"] == 0.0
+
+
+def test_over_no_targets_there_is_no_metric():
+    assert summarize(np.zeros(0, int), (10,)) == {}
 
 
 def test_metrics_are_those_of_ir_measures():

@@ -64,6 +64,16 @@ def test_a_dataset_that_does_not_fit_is_refused(corpus, shop):
             model.replace(spec=dataclasses.replace(model.spec, **wrong)).check(shop)
 
 
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_parameters_that_are_not_finite_are_named(corpus, shop, broken):
+    model = Recommender.create(corpus, SMALL)
+    params = model.params | {"norm/bias": model.params["norm/bias"].at[2].set(broken)}
+    other = model.replace(params=params)
+    for use in (other.check, other.index):
+        with pytest.raises(InputError, match=r"parameter norm/bias holds 1 values of \d+ that are not finite"):
+            use(shop)
+
+
 def test_features_that_a_dataset_lacks_are_read_as_empty_and_new_ones_with_the_first(corpus, shop):
     model = Recommender.create(corpus, SMALL, max_tokens={"title": 5})
     adapted = model.adapt(shop)

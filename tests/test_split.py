@@ -10,6 +10,7 @@ from seqrec_jax.data.split import (
     PREDICTED,
     by_ratio,
     global_cut,
+    items_before,
     last_training_targets,
     leave_one_out,
     share_of_users,
@@ -91,6 +92,20 @@ def test_timestamps_that_are_no_times_have_no_global_cut(shop):
     ordinal = np.concatenate([np.arange(n) for n in LENGTHS])
     with pytest.raises(InputError, match=r"number each user's interactions .* bind SPLIT"):
         global_cut(dataset_of(shop, LENGTHS, ordinal))
+
+
+def test_times_that_do_not_divide_have_no_global_cut(shop):
+    mostly = np.where(np.arange(sum(LENGTHS)) % 10, 5000, 10)
+    for times in (np.full(sum(LENGTHS), 7), mostly):
+        with pytest.raises(InputError, match=r"share a time that no two moments divide them .* bind SPLIT"):
+            global_cut(dataset_of(shop, LENGTHS, times))
+
+
+def test_what_a_user_had_before_each_target(shop):
+    split = by_ratio(shop, test=0.4)
+    for row, items in enumerate(items_before(shop, split.test)):
+        history = shop.user_items(split.test.users[row])[: split.test.positions[row]]
+        np.testing.assert_array_equal(items, np.unique(history))
 
 
 def test_settings_that_make_no_split_are_refused(shop):

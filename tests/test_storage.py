@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -61,6 +62,14 @@ def test_a_model_that_is_not_what_it_says_is_refused(saved, change, words):
     storage.write_checksums(place)
     with pytest.raises(sr.InputError, match=words):
         sr.load(folder)
+
+
+def test_parameters_that_are_not_finite_are_not_loaded(saved, tmp_path):
+    model, _ = saved
+    name = "norm/scale"
+    storage.save(tmp_path / "broken", model.replace(params=model.params | {name: model.params[name] * jnp.nan}))
+    with pytest.raises(sr.InputError, match=r"broken/checkpoints/1: parameter norm/scale holds .* that are not finite"):
+        sr.load(tmp_path / "broken")
 
 
 def test_statistics_that_are_missing_are_missed(saved):

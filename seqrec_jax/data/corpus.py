@@ -107,6 +107,18 @@ class Corpus:
             division = splits.share_of_users(division, self.users_share, self.seed, self.validate_all)
         return division
 
+    def check_targets(self) -> None:
+        """Refuses, by an InputError, a corpus with nothing to validate with or to test with."""
+        for part in ("valid", "test"):
+            if len(getattr(self.division, part).users):
+                continue
+            remedy = "raise Corpus.users_share" if self.users_share < 1 else "give more data, or bind another SPLIT"
+            raise InputError(
+                f"{self.data.folder}: Corpus.split leaves no target in {part}, so there is nothing to measure: of its "
+                f"{self.data.n_users:,} users the longest history has {np.diff(self.data.offsets).max():,} interactions"
+                f", and three are needed, to train on, to validate with and to test with; {remedy}"
+            )
+
     def _union_targets(self, targets: Sequence[Targets]) -> Targets:
         users = [part.users + first for part, first in zip(targets, self.user_starts[:-1], strict=True)]
         return Targets(np.concatenate(users), np.concatenate([part.positions for part in targets]))

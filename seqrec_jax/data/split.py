@@ -83,6 +83,9 @@ def global_cut(dataset: Dataset, valid: float = 0.1, test: float = 0.1, predicts
     step = -(-dataset.n_interactions // SAMPLED_TIMES)
     sampled = np.concatenate([times[::step] for _, _, times in timestamps(dataset)])
     moments = np.quantile(sampled, (1 - valid - test, 1 - test), method="higher")
+    if len({sampled.min(), *moments}) < 3:
+        raise InputError(f"{dataset.folder}: so many interactions share a time that no two moments divide them into "
+                         "what trains, valid and test; bind SPLIT = @leave_one_out or @by_ratio")  # fmt: skip
     lengths = np.diff(dataset.offsets)
     train, before_test = np.zeros_like(lengths), np.zeros_like(lengths)
     for first, of_users, times in timestamps(dataset):
@@ -115,6 +118,18 @@ def has_times(dataset: Dataset) -> bool:
     """Whether timestamps are times that users share, and do not only number each user's interactions."""
     return any(len(times) and not (times - ranges(np.zeros_like(lengths), lengths) == times[0]).all()
                for _, lengths, times in timestamps(dataset))  # fmt: skip
+
+
+def items_before(dataset: Dataset, targets: Targets) -> list[np.ndarray]:
+    """Of each target the distinct items that its user had before, ascending: int32."""
+    before: list[np.ndarray] = [np.zeros(0, np.int32)] * len(targets.users)
+    order = np.argsort(targets.users, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(targets.users[order])) + 1):
+        start, lengths = dataset.offsets[targets.users[rows[0]]], targets.positions[rows]
+        items, first = np.unique(dataset.items.take(np.arange(start, start + lengths.max())), return_index=True)
+        for row, length in zip(rows, lengths, strict=True):
+            before[row] = items[first < length]
+    return before
 
 
 def last_training_targets(split: Split, most: int, seed: int) -> Targets:

@@ -7,22 +7,24 @@ import scipy.sparse
 from absl import logging
 
 from seqrec_jax.data.corpus import Corpus
-from seqrec_jax.data.split import Split, Targets, TrainInteractions, has_times, timestamps
+from seqrec_jax.data.split import Split, Targets, TrainInteractions, has_times, items_before, some_targets, timestamps
 from seqrec_jax.data.store import Dataset, ranges
 from seqrec_jax.evaluation.ranking import Ranking, TargetRanker, popularity_ranks
 from seqrec_jax.evaluation.ranks import TIE
 from seqrec_jax.items.lexical import lexical_vectors
-from seqrec_jax.model.terms.transitions import Transitions, count_transitions, recency_weights
+from seqrec_jax.model.terms.transitions import REMEMBERED, Transitions, count_transitions, recency_weights
 
-MOST_SCORES = 1_000_000_000  # users times items above which baselines that score each user apart are left out
-SCORES_PER_BLOCK = 1 << 24  # of a block of users, at most, unless the block is a single user
+MOST_SCORES = 1_000_000_000  # targets times items of a baseline that scores each history apart; a sample above that
+SCORES_PER_BLOCK = 1 << 24  # of a block of targets, at most, unless the block is a single target
+TARGETS_PER_BLOCK = 4096
 RECENT = 0.2  # share of the training interactions, the latest, that recent popularity counts
 TEXT_SIZE = 512  # of the vectors of an item's words
 EDGE_WEIGHT = 0.5  # what the relative frequency of a transition adds to the likeness of two texts
 PLACES = (7, 2, 1)  # items of each ring, nearest first, that are shown before all others
 
 Scores = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""f(histories [sum of lengths] int32, lengths [n]) -> scores of the catalog [n, n_items + 1] float32."""
+"""f(histories [sum of lengths] int32, lengths [n]) -> scores of the catalog [n, n_items + 1] float32; of each history
+the latest REMEMBERED items."""
 
 
 def recent_counts(data: Dataset, split: Split) -> np.ndarray:
@@ -96,29 +98,32 @@ def ranks(scores: Scores, data: Dataset, targets: Targets, counts: np.ndarray, m
     """Ranks of targets among the whole catalog by scores, each from all that its user did before: [n] int64, 0 the top.
 
     Popularity, the [n_items + 1] training interactions of each item, decides between equals; ties that are left count
-    against the target. `mask_seen` leaves the items of the history out (the target never is).
+    against the target, and so does a score that is no number. `mask_seen` leaves the items of the history out (the
+    target never is).
     """
     found = np.zeros(len(targets.users), np.int64)
-    size = max(1, SCORES_PER_BLOCK // len(counts))
+    size = min(TARGETS_PER_BLOCK, max(1, SCORES_PER_BLOCK // len(counts)))
     for first in range(0, len(found), size):
         users, positions = targets.users[first : first + size], targets.positions[first : first + size]
-        starts, rows = data.offsets[users], np.arange(len(users))
-        histories = data.items.take(ranges(starts, positions))
-        block, items = scores(histories, positions), data.items.take(starts + positions)
+        starts, rows, read = data.offsets[users], np.arange(len(users)), np.minimum(positions, REMEMBERED)
+        histories = data.items.take(ranges(starts + positions - read, read))
+        block, items = scores(histories, read), data.items.take(starts + positions)
         score = block[rows, items][:, None]
         tie = TIE * (1 + np.abs(score))
         beats = (block > score + tie) | ((block >= score - tie) & (counts >= counts[items][:, None]))
+        beats |= ~np.isfinite(score)
         if mask_seen:
-            beats[np.repeat(rows, positions), histories] = False
+            for row, seen in enumerate(items_before(data, Targets(users, positions))):
+                beats[row, seen] = False
         beats[:, 0] = beats[rows, items] = False
         found[first : first + size] = beats.sum(1)
     return found
 
 
 def baselines_of(corpus: Corpus) -> Mapping[str, Scores]:
-    """All of them, by name; those of texts where there are texts, that of times where there are times."""
+    """All but popularity, by name; those of texts where there are texts, that of times where there are times."""
     data, train = corpus.data, corpus.train
-    found = {"popularity": by_item(train.counts)}
+    found = {}
     if has_times(data):
         found["recent popularity"] = by_item(recent_counts(data, corpus.division))
     found["item-to-item transitions"] = by_transitions(count_transitions(train, data.catalog_sha256()))
@@ -128,18 +133,22 @@ def baselines_of(corpus: Corpus) -> Mapping[str, Scores]:
     return found
 
 
-def baseline_ranks(corpus: Corpus, ranking: Ranking, ranker: TargetRanker) -> dict[str, np.ndarray]:
-    """Ranks of the test targets of a corpus of one, which `ranker` ranks, by each baseline: [n] int64, 0 for the top.
+def baseline_ranks(
+    corpus: Corpus, ranking: Ranking, ranker: TargetRanker, seed: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Ranks of the test targets of a corpus of one, which `ranker` ranks, by each baseline, and the targets' users.
 
-    Popularity stands alone where a sample of the catalog is ranked, and above MOST_SCORES.
+    [n] int64 each, rank 0 for the top. Popularity stands alone where a sample of the catalog is ranked. Above
+    MOST_SCORES the others are measured on fewer targets, drawn by `seed`, and their names say on how many.
     """
-    test, counts = corpus.division.test, corpus.train.counts
-    if ranking.n_sampled is not None:
+    test, counts, data = corpus.division.test, corpus.train.counts, corpus.data
+    found = {"popularity": (popularity_ranks(ranker, counts), test.users)}
+    if ranking.n_sampled(data.n_items) is not None:
         logging.warning("Ranking.mode = %r orders models differently than the whole catalog does (Krichene and Rendle, "
                         "KDD 2020)", ranking.mode)  # fmt: skip
-    elif (scored := len(test.users) * corpus.data.n_items) > MOST_SCORES:
-        logging.warning("%.2g users times items: all baselines but popularity are left out", scored)
-    else:
-        of_each = baselines_of(corpus).items()
-        return {name: ranks(scores, corpus.data, test, counts, ranking.mask_seen) for name, scores in of_each}
-    return {"popularity": popularity_ranks(ranker, counts)}
+        return found
+    some = some_targets(test, max(1, MOST_SCORES // data.n_items), seed)
+    drawn = f", {len(some.users):,} targets" if len(some.users) < len(test.users) else ""
+    for name, scores in baselines_of(corpus).items():
+        found[name + drawn] = ranks(scores, data, some, counts, ranking.mask_seen), some.users
+    return found

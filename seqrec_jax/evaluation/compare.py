@@ -10,7 +10,7 @@ from seqrec_jax.data.corpus import Corpus
 from seqrec_jax.errors import InputError
 from seqrec_jax.evaluation.evaluate import dataset_to_rank, ranks_by, target_ranker, warn_of_another_split
 from seqrec_jax.evaluation.intervals import Difference, paired_difference
-from seqrec_jax.evaluation.ranking import Ranking
+from seqrec_jax.evaluation.ranking import Ranking, check_ranking
 from seqrec_jax.evaluation.slices import slices_of
 from seqrec_jax.model.recommender import Recommender
 
@@ -55,6 +55,7 @@ def compare(
     if metric not in metrics:
         raise InputError(f"compare.metric = {metric!r} is not one of {', '.join(metrics)}")
     data, test = dataset_to_rank(corpus, "compare", draws), corpus.division.test
+    check_ranking(corpus, ranking)
     inside = slices_of(data, test, corpus.train.counts, category)
     ranks = []
     for model in (first, second):

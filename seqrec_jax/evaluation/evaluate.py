@@ -15,26 +15,27 @@ from seqrec_jax.errors import InputError
 from seqrec_jax.evaluation.baselines import baseline_ranks
 from seqrec_jax.evaluation.intervals import intervals
 from seqrec_jax.evaluation.metrics import summarize
-from seqrec_jax.evaluation.ranking import Ranking, TargetRanker
+from seqrec_jax.evaluation.ranking import Ranking, TargetRanker, check_ranking
 from seqrec_jax.evaluation.slices import gini, slices_of
-from seqrec_jax.inference.index import Index
+from seqrec_jax.inference.index import BATCH_SIZES, Index
 from seqrec_jax.model import parameters
 from seqrec_jax.model.recommender import Recommender
 
 LEAST_DRAWS = 100
 SASREC = "SASRec, trained"
-USERS_SHOWN = 10_000  # at most, whose recommendations tell how much of the catalog is shown
+HISTORIES_SHOWN = 10_000  # at most, whose recommendations tell how much of the catalog is shown
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
     """What `evaluate` found. A metric is named `<metric>_at_<k>`; an interval is [low, high] of 95 %.
 
-    `catalog` is how much of it is recommended: `coverage_at_<k>` and `gini_at_<k>`, over "users" that were asked for.
+    `catalog` is how much of it is recommended: `coverage_at_<k>` and `gini_at_<k>`, after "histories" of "users".
+    Nothing has a metric over no targets.
     """
 
     ks: tuple[int, ...]  # cut-offs of the metrics
-    targets: dict[str, int]  # number of targets of "valid" and of "test"
+    targets: dict[str, int]  # number of targets of "valid", of "test" and, by name, of each baseline
     valid: dict[str, float]
     test: dict[str, float]
     baselines: dict[str, dict[str, float]]  # metrics on test of each baseline, by its name
@@ -44,15 +45,15 @@ class Report:
     params_sha256: str
 
     def to_json(self) -> dict[str, Any]:
-        """The content of results.json: every attribute but `ks` and `targets`."""
-        return {name: value for name, value in vars(self).items() if name not in ("ks", "targets")}
+        """The content of results.json: every attribute but `ks`."""
+        return {name: value for name, value in vars(self).items() if name != "ks"}
 
     def table(self) -> pa.Table:
         """A row per model, baseline or slice, and metric: kind, name, targets, metric, value, low, high."""
         n = self.targets
         of_each = [("model", part, n[part], getattr(self, part), self.intervals[part]) for part in ("test", "valid")]
         bounds = self.intervals["baselines"]
-        of_each += [("baseline", name, n["test"], of, bounds[name]) for name, of in self.baselines.items()]
+        of_each += [("baseline", name, n[name], of, bounds[name]) for name, of in self.baselines.items()]
         of_each += [("slice", name, of["targets"], of, of["intervals"]) for name, of in self.slices.items()]
         columns = ("kind", "name", "targets", "metric", "value", "low", "high")
         return pa.Table.from_pylist([
@@ -77,6 +78,7 @@ def evaluate(
     InputError is raised where the corpus has several datasets or no targets, does not fit, or an argument is wrong.
     """
     data = dataset_to_rank(corpus, "evaluate", draws)
+    check_ranking(corpus, ranking)
     inside = slices_of(data, corpus.division.test, corpus.train.counts, category)
     warn_of_another_split(model, corpus)
     index = model.index(data) if index is None else index
@@ -86,10 +88,10 @@ def evaluate(
     parts = {"test": corpus.division.test, "valid": corpus.division.valid}
     rankers = {name: target_ranker(index, corpus, targets, ranking) for name, targets in parts.items()}
     ranks = {name: ranks_by(index, ranker) for name, ranker in rankers.items()}
-    by_baseline = baseline_ranks(corpus, ranking, rankers["test"])
+    by_baseline = baseline_ranks(corpus, ranking, rankers["test"], seed)
     if sasrec is not None:
         other = sasrec.index(data)
-        by_baseline[SASREC] = ranks_by(other, target_ranker(other, corpus, parts["test"], ranking))
+        by_baseline[SASREC] = ranks_by(other, target_ranker(other, corpus, parts["test"], ranking)), parts["test"].users
 
     def measure(ranks: np.ndarray, users: np.ndarray) -> tuple[dict[str, float], dict[str, list[float]]]:
         metrics = summarize(ranks, ranking.ks)
@@ -97,10 +99,11 @@ def evaluate(
 
     users = parts["test"].users
     test, valid = (measure(ranks[name], parts[name].users) for name in parts)
-    baselines = {name: measure(of_baseline, users) for name, of_baseline in by_baseline.items()}
+    baselines = {name: measure(*of_baseline) for name, of_baseline in by_baseline.items()}
+    sizes = {name: len(of_part) for name, of_part in (ranks | {n: of for n, (of, _) in by_baseline.items()}).items()}
     slices = {name: (mask.sum(), *measure(ranks["test"][mask], users[mask])) for name, mask in inside.items()}
     return Report(
-        ranking.ks, {name: len(of_part) for name, of_part in ranks.items()}, valid[0], test[0],
+        ranking.ks, sizes, valid[0], test[0],
         {name: metrics for name, (metrics, _) in baselines.items()},
         {"valid": valid[1], "test": test[1], "baselines": {name: bounds for name, (_, bounds) in baselines.items()}},
         {name: {"targets": int(n), **metrics, "intervals": bounds} for name, (n, metrics, bounds) in slices.items()},
@@ -120,13 +123,17 @@ def ranks_by(index: Index, ranker: TargetRanker) -> np.ndarray:
 
 
 def _shown(index: Index, targets: Targets, ranking: Ranking, seed: int) -> dict[str, float]:
-    """How much of the catalog the best items of up to USERS_SHOWN of the targets' users hold, and how evenly."""
+    """How much of the catalog the best items of up to HISTORIES_SHOWN of the targets' histories hold, how evenly."""
     k, data = ranking.ks[-1], index.data
-    some = np.random.default_rng(seed).permutation(len(targets.users))[:USERS_SHOWN]
-    histories = [data.user_items(targets.users[row])[: targets.positions[row]] for row in some]
-    items, _ = index.top(histories, k, ranking.mask_seen)
-    counts = np.bincount(items.ravel(), minlength=data.n_items + 1)[1:]
-    return {"users": len(histories), f"coverage_at_{k}": float((counts > 0).mean()), f"gini_at_{k}": gini(counts)}
+    some = np.random.default_rng(seed).permutation(len(targets.users))[:HISTORIES_SHOWN]
+    counts = np.zeros(data.n_items + 1, np.int64)
+    for first in range(0, len(some), BATCH_SIZES[-1]):  # A long user's histories are not held all at once.
+        users, positions = (of[some[first : first + BATCH_SIZES[-1]]] for of in targets)
+        histories = [data.user_items(user)[:position] for user, position in zip(users, positions, strict=True)]
+        counts += np.bincount(index.top(histories, k, ranking.mask_seen)[0].ravel(), minlength=len(counts))
+    shown, n_users = counts[1:], len(np.unique(targets.users[some]))
+    found = {f"coverage_at_{k}": float((shown > 0).mean()), f"gini_at_{k}": gini(shown)}
+    return {"histories": len(some), "users": n_users} | found
 
 
 def dataset_to_rank(corpus: Corpus, function: str, draws: int) -> Dataset:
@@ -136,8 +143,6 @@ def dataset_to_rank(corpus: Corpus, function: str, draws: int) -> Dataset:
     if len(corpus.datasets) > 1:
         names = ", ".join(data.name for data in corpus.datasets)
         raise InputError(f"Corpus.datasets = {names}: {function} takes one dataset at a time")
-    if not len(corpus.division.test.users):
-        raise InputError(f"{corpus.data.folder}: Corpus.split leaves no target in test, so there is nothing to rank")
     return corpus.data
 
 

@@ -50,8 +50,6 @@ def bootstrap_interval(
     `ranks` are [n] int, 0 for the top; `metric` is `<metric>_at_<k>`; `seed` decides the samples, `draws` of them;
     `users`, [n] int, are the targets' users, None where each has one target.
     """
-    if not len(ranks):
-        return 0.0, 0.0
     k, gains = _gains(metric)
     places, generator, users = np.minimum(ranks, k), np.random.default_rng(seed), _if_repeated(users)
     if users is None:

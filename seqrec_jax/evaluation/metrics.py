@@ -21,10 +21,8 @@ def standard_error(ranks: np.ndarray, metric: str) -> float:
 
 
 def summarize(ranks: np.ndarray, ks: Sequence[int]) -> dict[str, float]:
-    """Means over [n] ranks at each cut-off, under the names `<metric>_at_<k>`; 0 where there is no rank."""
-    ranks = ranks.astype(np.int64)
-    return {
-        f"{metric}_at_{k}": float(values.mean()) if len(values) else 0.0
-        for k in ks
-        for metric, values in per_user(ranks, k).items()
-    }
+    """Means over [n] ranks at each cut-off, under the names `<metric>_at_<k>`; empty where there is no rank."""
+    if not len(ranks):
+        return {}
+    of_each = {k: per_user(ranks.astype(np.int64), k) for k in ks}
+    return {f"{metric}_at_{k}": float(values.mean()) for k in ks for metric, values in of_each[k].items()}

@@ -9,18 +9,27 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
 from seqrec_jax import devices
 from seqrec_jax.data.batches import prefetch
 from seqrec_jax.data.corpus import Corpus
-from seqrec_jax.data.split import Targets
+from seqrec_jax.data.split import Targets, items_before
 from seqrec_jax.data.store import Dataset
 from seqrec_jax.describe import check_types
 from seqrec_jax.errors import InputError
 from seqrec_jax.evaluation.metrics import summarize
-from seqrec_jax.evaluation.ranks import rank_targets
-from seqrec_jax.inference.encoding import Features, HistoryBatch, blocks_by_length, encode_catalog, pad_histories
+from seqrec_jax.evaluation.ranks import LAST, rank_targets
+from seqrec_jax.inference.encoding import (
+    REMEDY,
+    Features,
+    HistoryBatch,
+    blocks_by_length,
+    encode_catalog,
+    not_finite,
+    pad_histories,
+)  # fmt: skip
 from seqrec_jax.losses.proposals.by_count import CatalogProposal, catalog_proposal
 from seqrec_jax.model.graph import Graph
 from seqrec_jax.model.parameters import Params
@@ -30,13 +39,14 @@ from seqrec_jax.model.parameters import Params
 class Ranking:
     """How targets are ranked.
 
-    `mode` is `full` for the whole catalog; `sampled<N>` for N uniform negatives a target, `popular<N>` for N that are
-    drawn by how often they are in training (plus one), both fixed by `seed`.
+    `mode` is `full` for the whole catalog; `sampled<N>` for N distinct negatives a target, every item alike;
+    `popular<N>` for N draws by how often items are in training (plus one), an item that is drawn again counting once.
+    `seed` decides both. Where N is not below the number of other items, the whole catalog is ranked.
     """
 
     mode: str = "full"
     ks: tuple[int, ...] = (5, 10, 20)  # cut-offs of the metrics
-    mask_seen: bool = False  # leave the items of the user's history out of the ranking (the target never is)
+    mask_seen: bool = False  # leave the items of the history out of catalog or sample (the target never is)
     batch_size: int = 256  # histories that are encoded at a time
     seed: int = 2020
 
@@ -52,10 +62,10 @@ class Ranking:
         if self.batch_size < 1:
             raise InputError(f"Ranking.batch_size = {self.batch_size} is below 1")
 
-    @property
-    def n_sampled(self) -> int | None:
-        """Negatives a target; None ranks the whole catalog."""
-        return None if self.mode == "full" else int(re.sub(r"\D", "", self.mode))
+    def n_sampled(self, n_items: int) -> int | None:
+        """Negatives a target among so many items; None ranks the whole catalog."""
+        n = n_items if self.mode == "full" else int(re.sub(r"\D", "", self.mode))
+        return n if n < n_items - 1 else None
 
     @property
     def by_popularity(self) -> bool:
@@ -102,6 +112,15 @@ def _rank_by_item(mesh: Mesh, n_sampled: int | None, seed: int) -> Callable[...,
     return jax.jit(jax.shard_map(rank, mesh=mesh, in_specs=in_specs, out_specs=devices.SPLIT, check_vma=False))
 
 
+def check_ranking(corpus: Corpus, ranking: Ranking) -> None:
+    """Refuses a corpus without targets, by an InputError; says where a sample would be the whole catalog."""
+    corpus.check_targets()
+    for data in corpus.datasets:
+        if ranking.mode != "full" and ranking.n_sampled(data.n_items) is None:
+            logging.warning("Ranking.mode = %r: %s has %d items, so targets are ranked among the whole catalog",
+                            ranking.mode, data.name, data.n_items)  # fmt: skip
+
+
 class TargetRanker:
     """Ranks targets of a dataset from their histories, over the devices of one host or several, each target once.
 
@@ -116,7 +135,7 @@ class TargetRanker:
     ):  # fmt: skip
         assert counts is not None or not ranking.by_popularity, "popularity has no counts"
         self._graph, self._data, self._targets, self._ranking, self._mesh = graph, data, targets, ranking, mesh
-        self._statistics = statistics or {}
+        self._statistics, self._n_sampled = statistics or {}, ranking.n_sampled(data.n_items)
         popular = catalog_proposal(counts + 1.0) if ranking.by_popularity and counts is not None else None
         self._popular = devices.replicate(mesh, popular)
         size = min(ranking.batch_size, max(1, len(targets.users)))
@@ -126,15 +145,14 @@ class TargetRanker:
         self._local = slice(local.start, local.stop)
 
     def _seen(self, block: np.ndarray) -> np.ndarray | None:
-        """The distinct items that each target's user had before: [block, most] int32, padded with 0."""
+        """The distinct items that each target's user had before: [block, most] int32, ascending, 0 before them."""
         if not self._ranking.mask_seen:
             return None
-        starts, lengths = self._data.offsets[self._targets.users[block]], self._targets.positions[block]
-        most = 1 << int(lengths.max(initial=1) - 1).bit_length()  # a few widths, so that few programs are compiled
+        of_each = items_before(self._data, Targets(self._targets.users[block], self._targets.positions[block]))
+        most = 1 << (max(map(len, of_each)) - 1).bit_length()  # a few widths, so that few programs are compiled
         seen = np.zeros((self._size, most), np.int32)
-        for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-            items = np.unique(self._data.items.take(np.arange(start, start + length)))
-            seen[row, : len(items)] = items
+        for row, items in enumerate(of_each):
+            seen[row, most - len(items) :] = items
         return seen
 
     def _batch(self, step: int) -> tuple[np.ndarray, _Batch]:
@@ -152,6 +170,7 @@ class TargetRanker:
         return block, devices.split_rows(self._mesh, jax.tree.map(lambda array: array[self._local], batch))
 
     def _collect(self, rank: Callable[[_Batch], jax.Array]) -> np.ndarray:
+        """Ranks of all targets; an InputError where the score of one is not finite."""
         ranks = np.full(len(self._targets.users), -1, np.int64)
         if not len(ranks):
             return ranks
@@ -160,19 +179,26 @@ class TargetRanker:
             ranks[mine] = devices.local_rows(rank(batch))[: len(mine)]
         ranks = devices.greatest_of_hosts(ranks)
         assert (ranks >= 0).all(), "a target was left out of the ranking"
+        if n := int((ranks == LAST).sum()):
+            raise InputError(
+                f"{self._data.name}: the scores of {n:,} of {len(ranks):,} targets are not finite; {REMEDY}"
+            )
         return ranks
 
     def ranks(self, params: Params, catalog: jax.Array) -> np.ndarray:
         """Ranks of all targets by the model: [n] int64, in the order of the targets, 0 for the top.
 
-        Both arguments are on the mesh; the catalog holds the embeddings of the items, [n_items + 1, output_size].
+        Both arguments are on the mesh; the catalog holds the embeddings of the items, [n_items + 1, output_size]. An
+        InputError where they, or scores, are not finite.
         """
-        rank = _rank_by_model(self._graph, self._mesh, self._ranking.n_sampled, self._ranking.seed)
+        if n := int(not_finite(catalog)):
+            raise InputError(f"{self._data.name}: the embeddings of {n:,} items are not finite; {REMEDY}")
+        rank = _rank_by_model(self._graph, self._mesh, self._n_sampled, self._ranking.seed)
         return self._collect(functools.partial(rank, params, catalog, self._popular))
 
     def ranks_by_item(self, scores: np.ndarray) -> np.ndarray:
         """Ranks of all targets by one score an item, the same for every user: [n_items + 1] -> [n] int64."""
-        rank = _rank_by_item(self._mesh, self._ranking.n_sampled, self._ranking.seed)
+        rank = _rank_by_item(self._mesh, self._n_sampled, self._ranking.seed)
         on_mesh = devices.replicate(self._mesh, scores.astype(np.float32))
         return self._collect(functools.partial(rank, on_mesh, self._popular))
 
@@ -200,11 +226,15 @@ class CorpusRanker:
         ]  # fmt: skip
 
     def _mean(self, metrics_of: Callable[[int, TargetRanker], np.ndarray]) -> dict[str, float]:
-        """Metrics of one dataset; of several their means, and those of each under `<dataset>/<metric>`."""
+        """Metrics of one dataset; of several their means, and those of each under `<dataset>/<metric>`.
+
+        A dataset without targets has none, and does not count.
+        """
         of_each = [summarize(metrics_of(part, ranker), self._ks) for part, ranker in enumerate(self._rankers)]
         if len(of_each) == 1:
             return of_each[0]
-        means = {name: float(np.mean([metrics[name] for metrics in of_each])) for name in of_each[0]}
+        measured = [metrics for metrics in of_each if metrics]
+        means = {name: float(np.mean([metrics[name] for metrics in measured])) for name in measured[0]}
         parts = zip(self._corpus.datasets, of_each, strict=True)
         return means | {f"{data.name}/{name}": value for data, of_part in parts for name, value in of_part.items()}
 

@@ -10,6 +10,7 @@ from seqrec_jax.data.corpus import Corpus, is_user_in
 from seqrec_jax.data.split import Split, without_users
 from seqrec_jax.devices import replicate
 from seqrec_jax.errors import InputError
+from seqrec_jax.evaluation.ranking import Ranking, check_ranking
 from seqrec_jax.finetuning.config import FinetuneConfig
 from seqrec_jax.items.item_id import ITEM_ID
 from seqrec_jax.model.recommender import Recommender
@@ -18,21 +19,11 @@ from seqrec_jax.training.config import TrainConfig
 from seqrec_jax.training.step import Catalog
 
 
-def check_target(target: Corpus) -> None:
+def check_target(target: Corpus, ranking: Ranking) -> None:
     """Refuses, by an InputError, several datasets, and one with nobody to validate with or to test with."""
     if len(target.datasets) > 1:
         raise InputError(f"Corpus.datasets = {target.name}: finetune takes one target dataset")
-    data = target.data
-    if not len(target.division.test.users):
-        raise InputError(
-            f"{data.folder}: no user has anything to train on, to validate with and to test with, such as three "
-            "interactions to leave one out of; recommend its items with the model as it is"
-        )
-    if not len(target.division.valid.users):
-        raise InputError(
-            f"{data.folder}: none of the {100 * target.users_share:g} % of its {data.n_users} users has anything to "
-            "validate with; raise Corpus.users_share"
-        )
+    check_ranking(target, ranking)
 
 
 def adapt_to(target: Corpus, model: Recommender, config: FinetuneConfig) -> Recommender:

@@ -48,7 +48,7 @@ def finetune(
     if run_dir is None:
         raise InputError("finetune: run_dir = None; name the folder of the run")
     penalty = _checked_penalty(model, config, pretraining)
-    adapt.check_target(corpus)
+    adapt.check_target(corpus, config.train.ranking)
     start, training = adapt.adapt_to(corpus, model, config), adapt.training_corpus(corpus, pretraining, config)
     mesh, ranking = device_mesh(model_axis=settings.model_axis), config.train.ranking
     for on_mesh in (start,) if pretraining is None else (start, model):

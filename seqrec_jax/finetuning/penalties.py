@@ -33,7 +33,7 @@ class Penalty(NamedTuple):
 
 def l2_sp(strength: float = 0.01) -> Penalty:
     """L2 towards the start (L2-SP, Li et al., ICML 2018)."""
-    if strength <= 0:
+    if not strength > 0:
         raise InputError(f"l2_sp.strength = {strength} is not above 0; FinetuneConfig.penalty = None is for none")
     return Penalty(strength)
 
@@ -44,7 +44,7 @@ def ewc(strength: float = 100.0, n_batches: int = 3000) -> Penalty:
     `strength` multiplies the sum, without the factor 1/2, as the reference has it; the squared gradient is averaged
     over `n_batches` of pre-training.
     """
-    if strength <= 0:
+    if not strength > 0:
         raise InputError(f"ewc.strength = {strength} is not above 0; FinetuneConfig.penalty = None is for none")
     if n_batches < 1:
         raise InputError(f"ewc.n_batches = {n_batches} is below 1")

@@ -14,6 +14,8 @@ from seqrec_jax.model.parameters import Params
 
 ITEMS_PER_BLOCK = 4096
 LEAST_WIDTH = 8
+LONGEST = 1e18  # from this length of two vectors on, their product may overflow
+REMEDY = "the model has diverged: train again with a lower TrainConfig.learning_rate, or set TrainConfig.max_grad_norm"
 
 Features = Mapping[str, jax.Array | np.ndarray]
 
@@ -37,6 +39,12 @@ def encode_catalog(graph: Graph) -> Callable[[Params, Features], jax.Array]:
         return jax.lax.map(network.encode_items, blocks).reshape(n_blocks * ITEMS_PER_BLOCK, -1)[:n_rows]
 
     return encode
+
+
+@jax.jit
+def not_finite(catalog: jax.Array) -> jax.Array:
+    """How many embeddings, [n, size], are not finite, or so long that their scores may not be: [] int32."""
+    return (~(jnp.linalg.norm(catalog, axis=1) < LONGEST)).sum(dtype=jnp.int32)
 
 
 def width_for(longest: int, max_length: int) -> int:

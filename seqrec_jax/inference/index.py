@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from seqrec_jax.data.store import Dataset
 from seqrec_jax.errors import InputError
-from seqrec_jax.inference.encoding import HistoryBatch, encode_catalog, pad_histories
+from seqrec_jax.inference.encoding import REMEDY, HistoryBatch, encode_catalog, not_finite, pad_histories
 from seqrec_jax.items.features import ReadFeatures
 from seqrec_jax.items.tokenizer import Tokenizer
 from seqrec_jax.model.graph import Graph
@@ -98,6 +98,8 @@ class Index:
     def _lay_out(self, catalog: jax.Array) -> None:
         """Pads the embeddings to a power of two; rows beyond the catalog, and padding, are never shown."""
         n_rows, capacity = len(catalog), _power_of_two(len(catalog))
+        if n := int(not_finite(catalog)):
+            raise InputError(f"Index: the embeddings of {n:,} of {n_rows - 1:,} items are not finite; {REMEDY}")
         self.catalog = catalog
         self._padded = jax.device_put(np.pad(catalog, ((0, capacity - n_rows), (0, 0))))
         self._live = np.arange(capacity) < n_rows
@@ -170,6 +172,8 @@ class Index:
             found = _top(self.model.graph)(self._params, self._padded, allowed, batch, hidden, prepared, k=shown)
             parts.append([np.asarray(of)[: len(block), :k] for of in found])
         best, values = (np.concatenate(part) for part in zip(*parts, strict=True))
+        if not (values < np.inf).all():
+            raise InputError(f"Index: scores are not finite; {REMEDY}")
         return best, values
 
     def _batch(

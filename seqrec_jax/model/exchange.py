@@ -16,6 +16,7 @@ from seqrec_jax.data.format import TOKENIZER
 from seqrec_jax.data.store import Dataset
 from seqrec_jax.errors import InputError
 from seqrec_jax.items.text import TextTokens
+from seqrec_jax.model.parameters import check_finite
 from seqrec_jax.model.recommender import Recommender
 from seqrec_jax.model.spec import Architecture, Spec
 from seqrec_jax.model.torch_names import TOKEN_TABLE, from_torch, to_torch
@@ -78,6 +79,7 @@ def import_safetensors(
         raise InputError(f"{path}: {', '.join(unknown[:3])}: not a parameter of the reference's model, or of a feature")
     try:
         spec.graph().check(named)
+        check_finite(named)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     params = {name: jnp.asarray(named[name]) for name in sorted(named)}

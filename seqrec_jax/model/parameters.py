@@ -1,11 +1,13 @@
 """Parameters as one flat dict of arrays by name, and the kinds that they are of."""
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import jax
 import numpy as np
 from flax import nnx
+
+from seqrec_jax.errors import InputError
 
 Params = dict[str, jax.Array]
 """Arrays under names such as `blocks/0/attention/query/kernel`; the one form that parameters have outside of a jitted
@@ -32,6 +34,16 @@ def sha256(params: Params) -> str:
         digest.update(f"{name} {host.dtype} {host.shape}\n".encode())
         digest.update(np.ascontiguousarray(host).tobytes())
     return digest.hexdigest()
+
+
+def check_finite(params: Mapping[str, jax.Array | np.ndarray]) -> None:
+    """Refuses, by an InputError, parameters that hold what is infinite or no number."""
+    for name, array in params.items():
+        if n := int((~np.isfinite(np.asarray(array))).sum()):
+            raise InputError(
+                f"parameter {name} holds {n:,} values of {array.size:,} that are not finite: its training diverged, or "
+                "it was damaged; train again with a lower learning rate, or take another checkpoint"
+            )
 
 
 def count(params: Params, exclude: Collection[str] = ()) -> int:

@@ -18,7 +18,7 @@ from seqrec_jax.items.features import read_features
 from seqrec_jax.items.item_id import ITEM_ID
 from seqrec_jax.items.text import TextTokens
 from seqrec_jax.model.graph import Graph
-from seqrec_jax.model.parameters import Knob, Params
+from seqrec_jax.model.parameters import Knob, Params, check_finite
 from seqrec_jax.model.spec import Architecture, Spec
 
 if TYPE_CHECKING:
@@ -87,9 +87,13 @@ class Recommender:
         return dataclasses.replace(self, **changes)
 
     def check(self, data: Dataset) -> None:
-        """Refuses, by an InputError, a dataset of another tokenizer, or of another catalog where the model has rows."""
+        """Refuses, by an InputError, a dataset of another tokenizer, or of another catalog where the model has rows.
+
+        So are parameters that do not fit the spec, or are not finite.
+        """
         _check_dataset(data)
         self.graph.check(self.params)
+        check_finite(self.params)
         if self.spec.texts and self.spec.tokenizer_sha256 != data.tokenizer_sha256:
             raise InputError(
                 f"{data.folder}: was made with another tokenizer than the model's; make it again with "

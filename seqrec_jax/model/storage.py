@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from seqrec_jax.data.format import TOKENIZER, sha256_of
 from seqrec_jax.errors import InputError
 from seqrec_jax.files import write_text
+from seqrec_jax.model.parameters import check_finite
 from seqrec_jax.model.recommender import Recommender
 from seqrec_jax.model.spec import Spec
 from seqrec_jax.model.terms import TERMS
@@ -84,7 +85,7 @@ def best_step(run_dir: Path) -> int:
 def load(folder: str | Path) -> Recommender:
     """Reads a recommender: the best of a run's folder on validation, or a saved one.
 
-    An InputError where there is none, it is damaged, or its arrays do not fit its own spec.
+    An InputError where there is none, it is damaged, or its arrays do not fit its own spec or are not finite.
     """
     run_dir = Path(folder)
     step = best_step(run_dir)
@@ -98,6 +99,7 @@ def load(folder: str | Path) -> Recommender:
         }
         with ocp.StandardCheckpointer() as reader:
             params = reader.restore((place / "params").resolve(), wanted)
+        check_finite(params)
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
     except ORBAX_ERRORS as error:

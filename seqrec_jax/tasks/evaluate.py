@@ -41,8 +41,8 @@ def evaluate(
     print_tables(
         results_table(rows, report.ks, report.intervals["baselines"] | of_model, "Results on test"),
         slices_table(report.slices, k),
-        f"The best {k} items of {report.catalog['users']:,} users are {report.catalog[f'coverage_at_{k}']:.1%} of the "
-        f"catalog, Gini {report.catalog[f'gini_at_{k}']:.3f}.",
+        f"The best {k} items after {report.catalog['histories']:,} histories of {report.catalog['users']:,} users are "
+        f"{report.catalog[f'coverage_at_{k}']:.1%} of the catalog, Gini {report.catalog[f'gini_at_{k}']:.3f}.",
         width=120,
     )
     return results

@@ -43,9 +43,11 @@ def slices_table(slices: Mapping[str, Mapping[str, Any]], k: int) -> Table:
     """A row per slice of the test targets, at cut-off k; blank where a slice has no targets."""
     table = new_table("Slices of test", ["", "targets", f"Recall@{k}", f"NDCG@{k}", "95 % interval"])
     for name, of in slices.items():
-        low, high = of["intervals"][f"ndcg_at_{k}"]
-        cells = (f"{of[f'recall_at_{k}']:.4f}", f"{of[f'ndcg_at_{k}']:.4f}", f"{low:.4f} to {high:.4f}")
-        table.add_row(name.replace("_", " "), str(of["targets"]), *(cells if of["targets"] else ("", "", "")))
+        cells = ("", "", "")
+        if of["targets"]:
+            low, high = of["intervals"][f"ndcg_at_{k}"]
+            cells = (f"{of[f'recall_at_{k}']:.4f}", f"{of[f'ndcg_at_{k}']:.4f}", f"{low:.4f} to {high:.4f}")
+        table.add_row(name.replace("_", " "), str(of["targets"]), *cells)
     return table
 
 
@@ -73,5 +75,6 @@ def transfer_table(results: Mapping[str, Any], ks: Sequence[int]) -> Table:
     whens = [f"{metric}@{k}\n{when}" for metric in ("Recall", "NDCG") for when in ("zero-shot", "after")]
     table = new_table("Transfer", ["", *whens])
     for name, of_both in rows.items():
-        table.add_row(name, *(f"{of[f'{metric}_at_{k}']:.4f}" for metric in ("recall", "ndcg") for of in of_both))
+        shown = [of.get(f"{metric}_at_{k}") for metric in ("recall", "ndcg") for of in of_both]
+        table.add_row(name, *("" if value is None else f"{value:.4f}" for value in shown))
     return table

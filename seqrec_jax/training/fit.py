@@ -11,7 +11,7 @@ from seqrec_jax.data.split import Targets, last_training_targets
 from seqrec_jax.describe import describe
 from seqrec_jax.devices import device_mesh, replicate
 from seqrec_jax.errors import InputError
-from seqrec_jax.evaluation.ranking import CorpusRanker
+from seqrec_jax.evaluation.ranking import CorpusRanker, check_ranking
 from seqrec_jax.model import parameters, storage
 from seqrec_jax.model.recommender import Recommender
 from seqrec_jax.model.spec import Spec
@@ -55,6 +55,7 @@ def fit(
         raise InputError("fit: run_dir = None; name the folder of the run")
     mesh = device_mesh(model_axis=settings.model_axis)
     _check(model, corpus, settings)
+    check_ranking(corpus, config.ranking)
     catalog = make_catalog(model, corpus, config, mesh)
     compiler = StepCompiler(config, corpus, model.spec, catalog, mesh, model.params)
     compiler.check()

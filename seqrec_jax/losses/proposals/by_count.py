@@ -59,7 +59,7 @@ def uniform(train: TrainInteractions) -> CatalogProposal:
 
 def popularity(train: TrainInteractions, alpha: float = 1.0) -> CatalogProposal:
     """In proportion to (training count + 1) ** alpha: 1 as in SRT, 0.75 as in word2vec; 0 is uniform."""
-    if alpha < 0:
+    if not alpha >= 0:
         raise InputError(f"popularity.alpha = {alpha} is negative: rare items would be drawn more than frequent ones")
     return catalog_proposal((train.counts + 1.0) ** alpha)
 

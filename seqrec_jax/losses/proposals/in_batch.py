@@ -83,6 +83,6 @@ def positive_mixing(train: TrainInteractions, mixing_factor: float = 1.0) -> Pos
     Alone it sets no item against another, and ranks them no better than chance; the reference's own does not run.
     `train` is not used.
     """
-    if mixing_factor <= 0:
+    if not mixing_factor > 0:
         raise InputError(f"positive_mixing.mixing_factor = {mixing_factor} is not above 0")
     return PositiveMixing(mixing_factor)

@@ -10,6 +10,12 @@ import numpy as np
 from flax import nnx
 
 
+def is_among(rows: jax.Array, items: jax.Array) -> jax.Array:
+    """Which of `items` are in the row of their target, each in ascending order: [targets, m], [targets, n] -> bool."""
+    at = jax.vmap(jnp.searchsorted)(rows, items).clip(max=rows.shape[1] - 1)
+    return jnp.take_along_axis(rows, at, axis=1) == items
+
+
 class ScoreAdjustments(NamedTuple):
     """Items whose scores are not their dot products alone.
 
@@ -26,8 +32,8 @@ class ScoreAdjustments(NamedTuple):
         return jnp.where(self.items == items[:, None], self.amounts, 0).sum(1)
 
     def excluding(self, items: jax.Array, targets: jax.Array) -> "ScoreAdjustments":
-        """Those that are none of `items` [targets, n], unless they are the target."""
-        left_out = (self.items[:, :, None] == items[:, None, :]).any(2) & (self.items != targets[:, None])
+        """Those that are none of `items` [targets, n], each row ascending, unless they are the target."""
+        left_out = is_among(items, self.items) & (self.items != targets[:, None])
         return self._replace(amounts=jnp.where(left_out, 0, self.amounts))
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 GAPS = 20  # places, at most, between an item and one that follows it
 GAP_DECAY = 0.9  # what a pair weighs, for each item more that lies between
 AGE_DECAY = 0.7  # what an item of a history weighs, for each item that came after it
+REMEMBERED = 300  # latest items of a history; what is older weighs 0 in float32
 SHRINKAGE = 3.0  # added to what both items of a pair have in all
 MOST_KEPT, MOST_FOLLOWERS = 32, 256  # of an item, and of a history
 
