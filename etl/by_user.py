@@ -15,6 +15,7 @@ from etl.arrow_files import write_batches
 from etl.ids import IdTable, Words, hash_of, strings_of, words_of
 from etl.raw.interaction_files import InteractionFiles, read_rows
 from etl.raw.table_blocks import Block
+from etl.time_order import TimeOrder
 
 ROWS_PER_PARTITION = 1 << 19
 MOST_PARTITIONS = 1 << 10
@@ -32,12 +33,13 @@ def _table(folder: Path) -> IdTable:
 
 
 class UserRows(NamedTuple):
-    """Interactions of some users, a column each: words of the user's id, catalog row, time, rating."""
+    """Interactions of some users, a column each: words of the user's id, catalog row, time, rating, key of ties."""
 
     users: Words
     items: np.ndarray
     times: np.ndarray
     ratings: np.ndarray | None
+    tie_keys: np.ndarray | None
 
 
 def partition_bits(rows: int) -> int:
@@ -45,7 +47,9 @@ def partition_bits(rows: int) -> int:
     return min(MOST_PARTITIONS - 1, rows // ROWS_PER_PARTITION).bit_length()
 
 
-def partition_block(output: Path, block: Block, files: InteractionFiles, items: Path, bits: int) -> dict[str, Any]:
+def partition_block(
+    output: Path, block: Block, files: InteractionFiles, items: Path, bits: int, time_order: TimeOrder
+) -> dict[str, Any]:
     """Reads a block of a log, leaves out what is not in the catalog, and writes the rest ordered by partition.
 
     Args:
@@ -54,21 +58,25 @@ def partition_block(output: Path, block: Block, files: InteractionFiles, items: 
         files: what its columns mean.
         items: folder of the catalog's table of ids.
         bits: log2 of the number of partitions.
+        time_order: what decides between equal times.
 
     Returns:
         Counts: `lines`, `rows` (good ones), `without_item`, `bad`.
     """
     rows, bad, n_lines = read_rows(block, files)
-    catalog_rows = _table(items).find_runs(hash_of(words_of(rows.items)))
-    users = words_of(rows.users)
+    item_hashes, users = hash_of(words_of(rows.items)), words_of(rows.users)
+    user_hashes = hash_of(users)
+    catalog_rows = _table(items).find_runs(item_hashes)
     known = np.flatnonzero(catalog_rows >= 0)
-    partition = _top_bits(hash_of(users), bits)[known]
+    partition = _top_bits(user_hashes, bits)[known]
     order = known[np.argsort(partition, kind="stable")]
     counts = np.bincount(partition, minlength=1 << bits)
     columns = {f"user_{i}": word[order] for i, word in enumerate(users)}
     columns |= {"item": catalog_rows[order], "time": rows.times[order]}
     if rows.ratings is not None:
         columns["rating"] = rows.ratings[order]
+    if (tie_keys := time_order.tie_keys(user_hashes, item_hashes)) is not None:
+        columns["tie_key"] = tie_keys[order]
     batch = pa.record_batch([pa.array(column) for column in columns.values()], list(columns))
     ends = np.cumsum(counts)
     write_batches(output, batch.schema, (batch.slice(end - n, n) for end, n in zip(ends, counts, strict=True)))
@@ -102,7 +110,7 @@ def _read_partition(blocks: Sequence[Path], partition: int) -> UserRows:
         for name in names
     }
     users = [columns[name] for name in names if name.startswith("user_")]
-    return UserRows(users, columns["item"], columns["time"], columns.get("rating"))
+    return UserRows(users, columns["item"], columns["time"], columns.get("rating"), columns.get("tie_key"))
 
 
 def order_by_user_and_time(users: Words, hashes: np.ndarray, times: np.ndarray) -> np.ndarray:
@@ -143,25 +151,29 @@ def _changes(users: Words) -> np.ndarray:
 
 
 def group_partition(
-    output: Path, blocks: Sequence[Path], partition: int, held_out: Path, min_interactions: int, units_per_second: int
+    output: Path, blocks: Sequence[Path], partition: int, held_out: Path, min_interactions: int
 ) -> dict[str, Any]:
     """Writes a partition's users, a row each, without the held-out ones and those of too few interactions.
 
     Args:
-        output: Arrow file to write: `user_id`, `user_hash`, `items` (catalog rows), `timestamps` (seconds), and
-            `ratings` where there are some.
+        output: Arrow file to write: `user_id`, `user_hash`, `items` (catalog rows), `timestamps` (in the log's
+            unit), and `ratings` where there are some.
         blocks: what `partition_block` wrote, in the order of the log.
         partition: which.
         held_out: folder of the table of held-out users' ids.
         min_interactions: fewest of a user to keep.
-        units_per_second: of the times.
 
     Returns:
         Counts: `users`, `rows`, and `rejected` rows by reason.
     """
     rows = _read_partition(blocks, partition)
     hashes = hash_of(rows.users)
-    order = order_by_user_and_time(rows.users, hashes, rows.times)
+    if rows.tie_keys is None:
+        order = order_by_user_and_time(rows.users, hashes, rows.times)
+    else:
+        by_tie = np.argsort(rows.tie_keys, kind="stable")
+        users = [word[by_tie] for word in rows.users]
+        order = by_tie[order_by_user_and_time(users, hashes[by_tie], rows.times[by_tie])]
     users = [word[order] for word in rows.users]
     first = np.flatnonzero(np.concatenate([[True], _changes(users)])) if len(order) else np.zeros(0, np.int64)
     lengths = np.diff(np.append(first, len(order)))
@@ -169,7 +181,7 @@ def group_partition(
     is_held_out = _table(held_out).find(hashes) >= 0
     keep = ~is_held_out & (lengths >= min_interactions)
     order = order[np.repeat(keep, lengths)]
-    values = {"items": rows.items[order], "timestamps": rows.times[order] // units_per_second}
+    values = {"items": rows.items[order], "timestamps": rows.times[order]}
     if rows.ratings is not None:
         values["ratings"] = rows.ratings[order]
     batch = sequences([word[keep] for word in users], hashes[keep], lengths[keep], values)
@@ -197,12 +209,15 @@ def sequences(
 
 
 def sequences_by_first_appearance(
-    users: pa.Array | pa.ChunkedArray, times: np.ndarray, values: Mapping[str, np.ndarray]
+    users: pa.Array | pa.ChunkedArray, values: Mapping[str, np.ndarray], tie_keys: np.ndarray | None
 ) -> pa.Table:
-    """A row per user in order of first appearance, the values in time order, ties in the order of the input."""
+    """A row per user in order of first appearance, the values, `timestamps` among them, in time order.
+
+    Ties are in the order of their keys, then of the input.
+    """
     encoded = (users.combine_chunks() if isinstance(users, pa.ChunkedArray) else users).dictionary_encode()
     codes = encoded.indices.to_numpy()
-    order = np.lexsort((times, codes))
+    order = np.lexsort((*(() if tie_keys is None else (tie_keys,)), values["timestamps"], codes))
     offsets = np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=len(encoded.dictionary)))])
     lists = {
         name: pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(column[order]))

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from etl.time_order import TimeOrder
 from seqrec_jax.data.format import (
     DATA_FILES,
     INTERACTIONS,
@@ -127,6 +128,7 @@ def write_dataset(
     inputs: Sequence[Mapping[str, Any]],
     rejected: Mapping[str, int],
     items_without_text: int | None = None,
+    time_order: TimeOrder = TimeOrder(),
 ) -> dict[str, Any]:
     """Writes a dataset folder, whole or not at all; the same inputs give the same bytes.
 
@@ -142,6 +144,7 @@ def write_dataset(
         inputs: the raw files, as `input_record` gives them.
         rejected: rows left out, by reason.
         items_without_text: items kept as `unknown` because nothing is known of them, where that was counted.
+        time_order: how the interactions are ordered, and the unit of their `timestamps`, which become seconds.
 
     Returns:
         The manifest.
@@ -151,8 +154,17 @@ def write_dataset(
     partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
+    ties = {"neighbours": 0, "of": 0}
+
+    def in_seconds() -> Iterator[pa.Table]:
+        for table in interactions:
+            table, tied, neighbours = time_order.in_seconds(table)
+            ties["neighbours"] += tied
+            ties["of"] += neighbours
+            yield table
+
     try:
-        n_users, n_interactions = _write_arrow(partial / INTERACTIONS, interactions, _lengths, INTERACTIONS_PER_BATCH)
+        n_users, n_interactions = _write_arrow(partial / INTERACTIONS, in_seconds(), _lengths, INTERACTIONS_PER_BATCH)
         n_items, _ = _write_arrow(partial / ITEMS, items, _ones, ITEMS_PER_BATCH)
         (partial / TOKENIZER).write_bytes(tokenizer)
         manifest = {
@@ -163,6 +175,7 @@ def write_dataset(
             "parameters": dict(parameters),
             "inputs": [dict(record) for record in inputs],
             "rejected": dict(rejected),
+            "ties": time_order.rule | ties,
             "sizes": {name: (partial / name).stat().st_size for name in DATA_FILES},
             "checksums": {name: sha256_of(partial / name) for name in DATA_FILES},
         }

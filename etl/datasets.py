@@ -15,6 +15,7 @@ from etl.catalog import Catalog, items_table, items_tables
 from etl.ids import IdTable, hash_of, words_of
 from etl.raw.interaction_files import InteractionFiles, read_rows
 from etl.raw.text_blocks import BLOCK_BYTES
+from etl.time_order import TimeOrder
 from seqrec_jax.data import format
 from seqrec_jax.host_memory import release_freed_memory
 
@@ -28,12 +29,14 @@ class Provenance:
         parameters: of the pipeline.
         inputs: the raw files, as `dataset_writer.input_record` gives them.
         rejected: interactions left out before, by reason.
+        time_order: how the interactions are ordered.
     """
 
     tokenizer: Path
     parameters: Mapping[str, Any]
     inputs: Sequence[Mapping[str, Any]]
     rejected: Mapping[str, int]
+    time_order: TimeOrder
 
 
 def _write(
@@ -57,6 +60,7 @@ def _write(
         inputs=provenance.inputs,
         rejected=rejected,
         items_without_text=items_without_text,
+        time_order=provenance.time_order,
     )
 
 
@@ -158,15 +162,14 @@ def domain_dataset(
     if drop_without_metadata:
         known = catalog_rows[codes] >= 0
         rejected["item has no metadata or title"] = int((~known).sum())
-        users, codes = users.filter(pa.array(known)), codes[known]
+        users, ids, codes = users.filter(pa.array(known)), ids.filter(pa.array(known)), codes[known]
         values = {name: column[known] for name, column in values.items()}
         unknown = unknown[:0]
     rows = np.unique(catalog_rows[catalog_rows >= 0]).astype(np.int64)
     new_row = np.searchsorted(rows, catalog_rows).astype(np.int32) + 1
     new_row[unknown] = len(rows) + 1 + np.arange(len(unknown), dtype=np.int32)
-    times = values["timestamps"]
-    values = {"items": new_row[codes], **values, "timestamps": times // files.units_per_second}
-    table = sequences_by_first_appearance(users, times, values)
+    tie_keys = provenance.time_order.tie_keys(hash_of(words_of(users)), hash_of(words_of(ids)))
+    table = sequences_by_first_appearance(users, {"items": new_row[codes], **values}, tie_keys)
 
     def all_items() -> Iterator[pa.Table]:
         schema = None

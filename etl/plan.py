@@ -13,6 +13,7 @@ from etl.raw.interaction_files import InteractionFiles
 from etl.raw.item_files import ItemFiles
 from etl.raw.text_blocks import BLOCK_BYTES
 from etl.running.workspace import Workspace, key_of
+from etl.time_order import TimeOrder
 from seqrec_jax.data import format
 from seqrec_jax.errors import InputError
 
@@ -39,7 +40,8 @@ class Plan:
         vocab_size: pieces of a tokenizer trained here.
         tokenizer_items: about how many items it is trained on.
         max_bad_rows: largest share of rows that cannot be read; above it, the run ends.
-        seed: of the samples.
+        ties: order of a user's interactions at the same time: 'file' or 'random', see `TimeOrder`.
+        seed: of the samples and of the random order.
         urls: where to fetch files that the source lacks, by name.
         checksums: SHA-256 of these files, by name, where known.
     """
@@ -59,11 +61,13 @@ class Plan:
     vocab_size: int = 30_000
     tokenizer_items: int = 1_000_000
     max_bad_rows: float = 0.001
+    ties: str = "file"
     seed: int = 42
     urls: Mapping[str, str] = dataclasses.field(default_factory=dict)
     checksums: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        TimeOrder(self.ties, self.seed)  # which checks them
         if not 0 <= self.max_bad_rows <= 1:
             raise InputError(f"MAX_BAD_ROWS = {self.max_bad_rows}: must be a share, from 0 to 1")
         for size in self.sizes:
@@ -86,6 +90,10 @@ class Plan:
     def output_folder(self) -> Path:
         """Folder to write to."""
         return Path(self.output)
+
+    def time_order(self, files: InteractionFiles) -> TimeOrder:
+        """How the interactions of a log are ordered."""
+        return TimeOrder(self.ties, self.seed, files.units_per_second)
 
     def raw_files(self) -> list[Path]:
         """Every raw file of the plan; all must be there."""
@@ -154,5 +162,5 @@ class Keys:
         """Of the interactions by user."""
         domains = {name: self.domain(name) for name in self.domains}
         files = dataclasses.asdict(self._plan.interactions)
-        cores = (self._plan.user_core, self._plan.item_core)
-        return key_of("ratings", self.metadata, files, self.interactions, domains, cores, BLOCK_BYTES)
+        cores, ties = (self._plan.user_core, self._plan.item_core), self._plan.time_order(self._plan.interactions).rule
+        return key_of("ratings", self.metadata, files, self.interactions, domains, cores, ties, BLOCK_BYTES)

@@ -13,7 +13,9 @@ from absl import logging
 from etl import dataset_writer, tokenizer
 from etl.by_user import sequences_by_first_appearance
 from etl.catalog import items_table, padding_row
+from etl.ids import hash_of, words_of
 from etl.raw import atomic_files
+from etl.time_order import TimeOrder, log_ties
 from seqrec_jax.data import format
 from seqrec_jax.errors import InputError
 
@@ -50,11 +52,10 @@ def _items_table(ids: list[str], texts: Mapping[str, list[str]], tokens: Mapping
     return items_table(pa.table({"item_id": ids, **texts}), pa.table(columns), list(texts))
 
 
-def _read_interactions(path: Path, item_ids: list[str]) -> tuple[pa.Table, dict[str, int]]:
-    """`interactions.arrow`, and what was left out."""
+def _read_interactions(path: Path, item_ids: list[str], time_order: TimeOrder) -> tuple[pa.Table, dict[str, int]]:
+    """`interactions.arrow`, with the times as they are in the file, and what was left out."""
     table = atomic_files.read(path, ["user_id", "item_id", "timestamp"])
-    times = atomic_files.numbers(path, table, "timestamp")
-    values = {"timestamps": np.floor(times).astype(np.int64)}
+    values = {"timestamps": atomic_files.numbers(path, table, "timestamp")}
     if "rating" in table.column_names:
         values["ratings"] = atomic_files.numbers(path, table, "rating").astype(np.float32)
     items = pc.index_in(table["item_id"], pa.array(item_ids, pa.string())).combine_chunks()
@@ -64,9 +65,12 @@ def _read_interactions(path: Path, item_ids: list[str]) -> tuple[pa.Table, dict[
         raise InputError(f"{path}: none of its items is in the .item file")
     rows = items.fill_null(-1).to_numpy().astype(np.int32) + 1
     values = {"items": rows, **values}
-    users = table["user_id"].filter(pa.array(known))
+    table = table.filter(pa.array(known)).combine_chunks()
+    user_hashes, item_hashes = (hash_of(words_of(table[name].chunk(0))) for name in ("user_id", "item_id"))
     return sequences_by_first_appearance(
-        users, times[known], {name: column[known] for name, column in values.items()}
+        table["user_id"],
+        {name: column[known] for name, column in values.items()},
+        time_order.tie_keys(user_hashes, item_hashes),
     ), rejected
 
 
@@ -77,6 +81,8 @@ def convert(
     tokenizer_from: str | None = None,
     vocab_size: int = 30_000,
     max_tokens: Mapping[str, int] = MAX_TOKENS,
+    ties: str = "file",
+    seed: int = 42,
 ) -> dict[str, Any]:
     """Makes a dataset folder from a folder with one `.inter` and one `.item` file.
 
@@ -91,6 +97,8 @@ def convert(
         max_tokens: most tokens of each text feature, in the order in which the model concatenates them; features that
             the file lacks are passed over. RecBole's `movie_title` counts as `title`. Empty makes a dataset without
             text, for models of item ids; it needs no `.item` file, its catalog then being the items that occur.
+        ties: order of a user's interactions at the same time: 'file' or 'random', see `TimeOrder`.
+        seed: of the random order.
 
     Returns:
         The dataset's manifest.
@@ -98,6 +106,7 @@ def convert(
     Raises:
         InputError: a file is missing or malformed; the message names file, line and column. Nothing is written.
     """
+    time_order = TimeOrder(ties, seed)
     dataset_writer.check_output(Path(output))
     inter_path = atomic_files.find(Path(source), ".inter")
     text_tokenizer = None if tokenizer_from is None else tokenizer.load(Path(tokenizer_from))
@@ -109,7 +118,7 @@ def convert(
     else:
         item_ids, texts, rejected_items = _bought_items(inter_path), {}, {}
         inputs = [inter_path]
-    interactions, rejected = _read_interactions(inter_path, item_ids)
+    interactions, rejected = _read_interactions(inter_path, item_ids, time_order)
 
     normalized = {name: [tokenizer.normalize(text) for text in column] for name, column in texts.items()}
     if text_tokenizer is None and texts:
@@ -128,6 +137,7 @@ def convert(
         parameters={"pipeline": "recbole", "vocab_size": vocab_size, "trained_tokenizer": tokenizer_from is None},
         inputs=[dataset_writer.input_record(path) for path in inputs],
         rejected=rejected | rejected_items,
+        time_order=time_order,
     )
     _log(output, manifest, texts)
     return manifest
@@ -144,3 +154,4 @@ def _log(output: str, manifest: Mapping[str, Any], texts: Mapping[str, list[str]
             logging.info("%s: %d items without %s, kept as %r", output, unknown, name, tokenizer.UNKNOWN)
     for reason, number in manifest["rejected"].items():
         logging.warning("%s: %d rows left out: %s", output, number, reason)
+    log_ties(output, manifest["ties"])

@@ -22,6 +22,7 @@ from etl.running.report import StepReport
 from etl.running.task_runner import TaskRunner
 from etl.running.workers import PeakMemory
 from etl.running.workspace import Step, Workspace, key_of
+from etl.time_order import log_ties
 from seqrec_jax.data import format
 from seqrec_jax.errors import InputError
 from seqrec_jax.files import write_text
@@ -122,7 +123,7 @@ class Build:
         paths = files.find(plan.source_folder)
         bits = by_user.partition_bits(files.expected_rows(paths))
         bad, rejected, blocks, rows = BadRows(plan.max_bad_rows), Counter[str](), [], 0
-        arguments = (files, self._finished("metadata").folder, bits)
+        arguments = (files, self._finished("metadata").folder, bits, plan.time_order(files))
         for path, result in self._runner.run_blocks(
             step, "block-", files, paths, by_user.partition_block, arguments, bad
         ):
@@ -131,7 +132,7 @@ class Build:
             rejected["item has no metadata"] += result["without_item"]
         bad.finish()
         names = [f"users-{partition:05d}" for partition in range(1 << bits)]
-        grouping = (held_out, plan.user_core, files.units_per_second)
+        grouping = (held_out, plan.user_core)
         tasks = [(name, (step.path(name), blocks, place, *grouping)) for place, name in enumerate(names)]
         kept = 0
         for result in self._runner.run(step, by_user.group_partition, tasks, "ratings: by user"):
@@ -182,7 +183,8 @@ class Build:
             "trained_tokenizer": plan.tokenizer_from is None,
             "seed": plan.seed,
         }
-        about = datasets.Provenance(self._model(), parameters, self._keys.inputs, ratings.report.rejected)
+        order, rejected = plan.time_order(plan.interactions), ratings.report.rejected
+        about = datasets.Provenance(self._model(), parameters, self._keys.inputs, rejected, order)
         every_item = (
             np.sort(IdTable.load(self._finished("metadata").folder).rows)
             if plan.whole_catalog and plan.item_core == 1
@@ -202,6 +204,7 @@ class Build:
         records, written = self._workspace.folder / "scale", 0
         for manifest in self._runner.run_datasets(records, key, datasets.sampled_dataset, tasks):
             written += sum(manifest["sizes"].values())
+        log_ties(str(tasks[-1][0]), manifest["ties"])  # of all users; in the samples it is alike
         return self._report("scale", n_interactions, n_interactions, {}, [], written)
 
     def _downstream(self) -> StepReport:
@@ -212,14 +215,17 @@ class Build:
             rows_in += _check_log(files, paths, bad)
             parameters = {"pipeline": plan.name, "drop_without_metadata": plan.drop_without_metadata}
             inputs = [*self._keys.items, *self._keys.domains[name]]
-            about = datasets.Provenance(self._model(), parameters, inputs, dict(bad.counts - before))
+            order = plan.time_order(files)
+            about = datasets.Provenance(self._model(), parameters, inputs, dict(bad.counts - before), order)
             folder = plan.output_folder / f"{plan.name}-{name}"
             arguments = (folder, files, paths, texts, table, plan.drop_without_metadata, about)
-            tasks.append((folder, (key_of(self._keys.domain(name), plan.drop_without_metadata), arguments)))
+            tasks.append((folder, (key_of(self._keys.domain(name), plan.drop_without_metadata, order.rule), arguments)))
         bad.finish()
         records, key = self._workspace.folder / "downstream", self._keys.tokenize
         written, rows_out, rejected = 0, 0, Counter[str]()
-        for manifest in self._runner.run_datasets(records, key, datasets.domain_dataset, tasks):
+        made = self._runner.run_datasets(records, key, datasets.domain_dataset, tasks)
+        for (folder, _), manifest in zip(tasks, made, strict=True):
+            log_ties(str(folder), manifest["ties"])
             written += sum(manifest["sizes"].values())
             rows_out += manifest["counts"]["interactions"]
             rejected.update(manifest["rejected"])

@@ -182,18 +182,59 @@ def test_every_trap_is_counted_as_worked_out_by_hand(etl, raw, tmp_path):
 
     full = histories(out / "amazon-full")
     assert set(full) == {"five", "four", "five-after", "order", "na\u00efve \u7528\u6237"}
-    assert full["order"] == ["I4", "I1", "I3", "I2", "I1"]
+    assert [full["order"][:2], sorted(full["order"][2:4]), full["order"][4:]] == [["I4", "I1"], ["I2", "I3"], ["I1"]]
     assert full["five"] == ["I1", "I1", "I2", "I3", "I4", "I9"]
     assert full["four"] == ["I1", "I2", "I3", "I4", "I1"]
     manifest = open_dataset(out / "amazon-full").manifest
     assert manifest["counts"] == {"users": 5, "items": 5, "interactions": 26}
     assert manifest["rejected"]["user is held out"] == 5
+    assert manifest["ties"] == {"order": "random", "seed": 42, "neighbours": 2, "of": 21}
     assert [record["name"] for record in manifest["inputs"]] == [
         "All_Amazon_Meta.json.gz",
         "all_csv_files.csv",
         "reviews_Beauty_5.json.gz",
         "reviews_Sports_and_Outdoors_5.json.gz",
     ]
+
+
+def test_ties_are_as_in_the_files_or_random_and_counted_in_the_unit_of_the_times(etl, raw, tmp_path):
+    users = [f"u{user:03d}" for user in range(200)]
+    lines = [f"{item},{user},5.0,{T}" for item in ("I1", "I2", "I3", "I4") for user in users]
+    lines += [f"I9,{user},5.0,{T + 9}" for user in users]
+    (raw / "all_csv_files.csv").write_text("\n".join(lines))
+    done = etl(raw, TIES="'file'", output="file")
+    assert "amazon-full: 75 % of neighbouring interactions of a user have the same time; they are in" in done.stderr
+    assert done.stderr.count("TIES = 'random' shuffles them") == 2  # amazon-full, and of Beauty's
+    assert all(seen == KEPT for seen in histories(tmp_path / "file" / "amazon-full").values())
+    found = []
+    for order, seed in ((lines, "42"), (lines[::-1], "42"), (lines, "7")):
+        (raw / "all_csv_files.csv").write_text("\n".join(order))
+        done = etl(raw, output="random", SEED=seed, SIZES="[500]")
+        assert "TIES" not in done.stderr
+        found.append(histories(tmp_path / "random" / "amazon-full"))
+    assert found[0] == found[1] != found[2]
+    for user, seen in histories(tmp_path / "random" / "amazon-500").items():
+        assert seen == found[2][user]
+    manifest = open_dataset(tmp_path / "random" / "amazon-500").manifest
+    n_users = manifest["counts"]["users"]
+    assert manifest["ties"] == {"order": "random", "seed": 7, "neighbours": 3 * n_users, "of": 4 * n_users}
+    assert {tuple(seen[:4]) for seen in found[0].values()} == set(itertools.permutations(KEPT[:4]))
+    beauty = open_dataset(tmp_path / "random" / "amazon-beauty").manifest
+    assert beauty["ties"] == {"order": "random", "seed": 7, "neighbours": 1, "of": 2}
+
+
+def test_ties_are_compared_in_the_unit_of_the_times(run_module, tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    rows = "".join(f"u,{item},{T}{ms}\n" for item, ms in zip("abcd", ("007", "005", "005", "001"), strict=True))
+    (raw / "interactions.csv").write_text("user_id,item_id,timestamp\n" + rows)
+    (raw / "items.csv").write_text("item_id,title\na,red\nb,blue\nc,green\nd,pink\n")
+    flags = {"SOURCE": "'raw'", "OUTPUT": "'out'", "UNIT": "'ms'", "VOCAB_SIZE": "40"}
+    assert run_module("etl.main", "gin/etl_interactions.gin", **flags).returncode == 0
+    data = open_dataset(tmp_path / "out" / "shop-full")
+    assert histories(data.folder) == {"u": ["d", "b", "c", "a"]}
+    assert data.interactions_table["timestamps"].to_pylist() == [[T] * 4]
+    assert data.ties == {"order": "file", "neighbours": 1, "of": 3}
 
 
 def test_texts_are_kept_as_they_are_and_tokenized(etl, raw, tmp_path):
@@ -428,6 +469,8 @@ BINDINGS = {
     "no such file (ItemFiles.files)": {"ItemFiles__files": "['meta.json']"},
     "unknown kind of file": {"ItemFiles__files": "['*']"},
     "ItemFiles.required = 'name': is not among ItemFiles.texts": {"ItemFiles__required": "'name'"},
+    "TIES = 'days': must be 'file' or 'random'": {"TIES": "'days'"},
+    "SEED = -1: must be a whole number": {"SEED": "-1"},
 }
 
 
@@ -446,13 +489,13 @@ def test_an_output_of_another_schema_is_refused(etl, raw, tmp_path):
     schema = tmp_path / "out" / ".etl" / "schema.json"
     kept = schema.read_text()
     schema.write_text('{"schema_version": 99}')
-    assert "schema version 99, but this program writes 1" in etl(raw).stderr
+    assert "schema version 99, but this program writes 2" in etl(raw).stderr
     schema.write_text(kept)
     manifest = tmp_path / "out" / "amazon-10" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"schema_version": 2', '"schema_version": 1'))
+    manifest.write_text(manifest.read_text().replace('"schema_version": 3', '"schema_version": 2'))
     done = etl(raw)
     assert done.returncode == 2
-    assert "amazon-10/manifest.json: schema version 1, but this program reads 2" in done.stderr
+    assert "amazon-10/manifest.json: schema version 2, but this program reads 3" in done.stderr
     assert "Traceback" not in done.stderr
 
 

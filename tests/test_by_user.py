@@ -7,6 +7,7 @@ from etl.by_user import group_partition, order_by_user_and_time, partition_bits,
 from etl.ids import hash_of, id_table, words_of
 from etl.raw.interaction_files import InteractionFiles
 from etl.raw.text_blocks import text_blocks
+from etl.time_order import TimeOrder
 
 FILES = InteractionFiles(["log.csv"], "user", "item", "time", None, ["user", "item", "time"], "ms")
 
@@ -29,17 +30,17 @@ def log(tmp_path):
     return path, rows
 
 
-def grouped(tmp_path, path, bits, block_bytes, held_out, least):
+def grouped(tmp_path, path, bits, block_bytes, held_out, least, time_order=TimeOrder()):
     items = save_table(tmp_path / f"items{bits}-{block_bytes}", [f"item{i}" for i in range(25)])
     held = save_table(tmp_path / f"held{bits}-{block_bytes}", held_out)
     blocks = []
     for place, block in enumerate(text_blocks(path, block_bytes)):
         blocks.append(tmp_path / f"block{bits}-{block_bytes}-{place}.arrow")
-        partition_block(blocks[-1], block, FILES, items, bits)
+        partition_block(blocks[-1], block, FILES, items, bits, time_order)
     tables, counts = [], []
     for partition in range(1 << bits):
         output = tmp_path / f"users{bits}-{block_bytes}-{partition}.arrow"
-        counts.append(group_partition(output, blocks, partition, held, least, 1_000))
+        counts.append(group_partition(output, blocks, partition, held, least))
         tables.append(read_table(output))
     return pa.concat_tables(tables), counts
 
@@ -51,7 +52,7 @@ def test_users_come_with_their_items_in_time_order_whatever_the_partitions(tmp_p
     expected = {}
     for user, item, time in sorted(rows, key=lambda row: row[2]):  # a stable sort: ties in the order of the log
         if int(item[4:]) < 25:
-            expected.setdefault(user, []).append((int(item[4:]), time // 1_000))
+            expected.setdefault(user, []).append((int(item[4:]), time))
     few = sum(len(seen) for user, seen in expected.items() if len(seen) < 40 and user != "user7")
     assert sum(count["rejected"]["user is held out"] for count in counts) == len(expected["user7"])
     assert sum(count["rejected"]["user has fewer than 40 interactions"] for count in counts) == few > 0
@@ -60,6 +61,25 @@ def test_users_come_with_their_items_in_time_order_whatever_the_partitions(tmp_p
     assert sum(count["rows"] for count in counts) == sum(map(len, found.values()))
     hashes = table["user_hash"].to_numpy()
     assert (np.diff(hashes.astype(object)) > 0).all()  # the order that does not depend on the partitions
+
+
+def test_random_ties_depend_on_seed_user_and_item_alone(tmp_path, log):
+    path, rows = log
+    found = []
+    for place, (bits, block_bytes, seed) in enumerate([(0, 1 << 20, 1), (3, 5_000, 1), (9, 700, 1), (3, 5_000, 2)]):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        shuffled = folder / "log.csv"
+        order = np.random.default_rng(place).permutation(len(rows))
+        shuffled.write_text("".join("{},{},{}\n".format(*rows[row]) for row in order))
+        table, _ = grouped(folder, shuffled, bits, block_bytes, ["nobody"], 1, TimeOrder("random", seed))
+        found.append(table.to_pylist())
+    assert found[0] == found[1] == found[2] != found[3]
+    in_file_order, _ = grouped(tmp_path, path, 0, 1 << 20, ["nobody"], 1)
+    for random, other_seed, in_file in zip(found[0], found[3], in_file_order.to_pylist(), strict=True):
+        assert random["timestamps"] == other_seed["timestamps"] == in_file["timestamps"]
+        pairs = [sorted(zip(row["timestamps"], row["items"], strict=True)) for row in (random, other_seed, in_file)]
+        assert pairs[0] == pairs[1] == pairs[2]
 
 
 def test_the_quick_order_is_the_general_one():

@@ -45,6 +45,7 @@ def test_two_models_are_compared_user_by_user(models, corpus):
     assert found.metrics["ndcg_at_10"].p < 0.01
     as_json = found.to_json()
     assert json.loads(json.dumps(as_json)) == as_json
+    assert as_json["dataset"] == corpus.summary()
     assert as_json["metrics"]["mrr_at_5"] == found.metrics["mrr_at_5"]._asdict()
     assert any(name.startswith("tail_items (") and name.endswith(" targets)") for name in as_json["slices"])
     table = found.table()

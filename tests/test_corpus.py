@@ -265,6 +265,7 @@ def test_a_run_on_two_datasets_tells_of_each_and_leaves_users_out(both, ids, tmp
         of_each = [results[part][f"{data.name}/ndcg_at_10"] for data in both.datasets]
         assert results[part]["ndcg_at_10"] == pytest.approx(np.mean(of_each))
     assert results["dataset"]["n_users"] == 390
+    assert results["dataset"]["ties"] == {data.name: data.ties for data in both.datasets}
     market = Corpus(both.datasets[1])  # which has no brands
     report = sr.evaluate(model, market, ranking=ranking, draws=100)
     assert report.baselines["popularity"]["ndcg_at_10"] > 0

@@ -63,12 +63,13 @@ def test_intervals_slices_and_baselines_stand_beside_the_metrics(report, corpus)
     assert 0 <= report.catalog["gini_at_20"] < 1
 
 
-def test_the_report_is_json_and_a_table(report, model):
+def test_the_report_is_json_and_a_table(report, corpus):
     as_json = report.to_json()
     assert json.loads(json.dumps(as_json)) == as_json
     assert list(as_json) == [
-        "targets", "valid", "test", "baselines", "intervals", "slices", "catalog", "params_sha256",
+        "targets", "valid", "test", "baselines", "intervals", "slices", "catalog", "params_sha256", "dataset",
     ]  # fmt: skip
+    assert as_json["dataset"] == corpus.summary()
     table = report.table()
     assert table.column_names == ["kind", "name", "targets", "metric", "value", "low", "high"]
     rows = {(row["kind"], row["name"], row["metric"]): row for row in table.to_pylist()}

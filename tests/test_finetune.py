@@ -228,5 +228,6 @@ def test_one_user_is_enough(pretrained, market, tmp_path):
     (raw / "one.item").write_text("item_id:token\ttitle:token_seq\na\tpen\nb\tink\nc\tpaper\n")
     convert(str(raw), str(tmp_path / "one"), tokenizer_from=str(market))
     results = tuned(pretrained, tmp_path / "one", tmp_path / "run", method=ONCE).results
-    assert results["dataset"] == {"n_users": 1, "n_items": 3, "n_inters": 5, "training_users": 1}
+    ties = {"one": {"order": "file", "neighbours": 0, "of": 4}}
+    assert results["dataset"] == {"n_users": 1, "n_items": 3, "n_inters": 5, "ties": ties, "training_users": 1}
     assert len(jax.devices()) == 4

@@ -59,6 +59,73 @@ def test_rows_order_counts_and_rejections(source):
     assert dataset.features == ("title", "brand")
 
 
+def test_ties_are_counted_and_random_ones_do_not_depend_on_the_file(source, caplog):
+    lines = [f"u{user}\ti{item:02d}\t{item // 4}.5\n" for user in range(40) for item in range(12)]
+    lines.append("u0\ti11\t2.75\n")  # within the same second, but not at the same time
+    items = "item_id:token\ttitle:token_seq\n" + "".join(f"i{item:02d}\that {item}\n" for item in range(12))
+    (source / "x.item").write_text(items)
+    header = "user_id:token\titem_id:token\ttimestamp:float\n"
+    (source / "x.inter").write_text(header + "".join(lines))
+    manifest, output = run(source)
+    assert manifest["ties"] == {"order": "file", "neighbours": 40 * 3 * 3, "of": 40 * 11 + 1}
+    assert "82 % of neighbouring interactions of a user have the same time; they are in the order of the" in caplog.text
+    assert caplog.text.count("TIES = 'random' shuffles them") == 1
+    in_file = dict(open_dataset(output).interactions_table.select(["user_id", "items"]).to_pydict().items())
+    caplog.clear()
+    orders = []
+    for permutation, seed in ((np.arange(len(lines)), 42), (np.arange(len(lines))[::-1], 42), (np.arange(481), 7)):
+        (source / "x.inter").write_text(header + "".join(lines[row] for row in permutation))
+        manifest, output = run(source, ties="random", seed=seed)
+        assert manifest["ties"] == {"order": "random", "seed": seed, "neighbours": 360, "of": 441}
+        table = open_dataset(output).interactions_table
+        orders.append(dict(zip(table["user_id"].to_pylist(), table["items"].to_pylist(), strict=True)))
+    assert orders[0] == orders[1] != orders[2]
+    assert caplog.text.count("82 % of neighbouring interactions") == 0  # of no harm, so no warning
+    for user, items in zip(in_file["user_id"], in_file["items"], strict=True):
+        assert items == [*range(1, 13), *([12] if user == "u0" else [])]
+        of_user = orders[0][user]
+        assert [sorted(of_user[first : first + 4]) for first in (0, 4, 8)] == [items[:4], items[4:8], items[8:12]]
+    rises = np.concatenate([np.diff(items).reshape(-1) > 0 for user, items in orders[0].items() if user != "u0"])
+    tied = rises.reshape(39, 11)[:, [0, 1, 2, 4, 5, 6, 8, 9, 10]]
+    assert 0.42 < tied.mean() < 0.58
+
+
+def test_repeated_pairs_at_one_time_stay_in_the_order_of_the_file(source):
+    _, output = run(source, ties="random")
+    table = open_dataset(output).interactions_table
+    assert table["items"].to_pylist()[0][:2] == [1, 1]
+    assert table["ratings"].to_pylist()[0][:2] == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"ties": "day"}, "TIES = 'day': must be 'file' or 'random'"),
+        ({"ties": None}, "TIES = None: must be 'file' or 'random'"),
+        ({"seed": -1}, "SEED = -1: must be a whole number"),
+        ({"seed": 0.5}, "SEED = 0.5: must be a whole number"),
+    ],
+)
+def test_another_order_of_ties_is_refused(source, settings, words):
+    with pytest.raises(InputError, match=words):
+        run(source, **settings)
+
+
+@pytest.mark.parametrize(("ties", "ascending"), [("file", 1.0), ("random", 0.5)])
+def test_half_of_beautys_neighbours_of_a_day_ascend_once_they_are_shuffled(tmp_path, ties, ascending):
+    source = shared_file("data/amazon-beauty-timed")
+    manifest = convert(source=str(source), output=str(tmp_path / "beauty"), max_tokens={}, ties=ties)
+    assert manifest["ties"]["neighbours"] / manifest["ties"]["of"] == pytest.approx(0.44, abs=0.005)
+    data = open_dataset(tmp_path / "beauty")
+    items = data.items.take(np.arange(data.n_interactions))
+    times = data.interactions_table["timestamps"].combine_chunks().values.to_numpy()
+    tied = times[1:] == times[:-1]
+    tied[data.offsets[1:-1] - 1] = False
+    assert tied.sum() == manifest["ties"]["neighbours"]
+    rank = np.argsort(np.argsort(np.array(data.items_table["item_id"].to_pylist())))[items]
+    assert (rank[1:] > rank[:-1])[tied].mean() == pytest.approx(ascending, abs=0.01)
+
+
 def test_an_empty_text_is_unknown(source):
     _, output = run(source)
     dataset = open_dataset(output)

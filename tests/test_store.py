@@ -106,8 +106,8 @@ DAMAGES = {
     "items.arrow: its checksum": damage_checksum,
     "was altered": lambda folder: (folder / format.TOKENIZER).write_bytes(b"short"),
     "manifest.json: is damaged": lambda folder: (folder / format.MANIFEST).write_text("{"),
-    r"schema version 1, .* make it again with etl": lambda folder: (folder / format.MANIFEST).write_text(
-        json.dumps(json.loads((folder / format.MANIFEST).read_text()) | {"schema_version": 1})
+    r"schema version 2, .* make it again with etl": lambda folder: (folder / format.MANIFEST).write_text(
+        json.dumps(json.loads((folder / format.MANIFEST).read_text()) | {"schema_version": 2})
     ),
 }
 

@@ -25,7 +25,7 @@ FLOORS = (  # A room imports those of earlier lines only, and itself.
     ("main",),
 )
 BESIDE = {("runs", "data"), ("runs", "model"), ("data", "errors")}
-MOST_LINES = {"package": 12_000, "file": 400, "function": 60, "parameters": 10}
+MOST_LINES = {"package": 12_400, "file": 400, "function": 60, "parameters": 10}
 
 
 @functools.cache

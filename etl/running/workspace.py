@@ -21,7 +21,7 @@ from etl.running.report import StepReport
 from seqrec_jax.errors import InputError
 from seqrec_jax.files import write_text
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FOLDER = ".etl"
 
 

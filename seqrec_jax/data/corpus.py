@@ -68,6 +68,11 @@ class Corpus:
         """The datasets' names, joined by +."""
         return "+".join(part.name for part in self.datasets)
 
+    def summary(self) -> dict[str, Any]:
+        """What results.json says of the data: sizes, and the order of "ties" by dataset."""
+        return {"n_users": self.data.n_users, "n_items": self.data.n_items, "n_inters": self.data.n_interactions,
+                "ties": {part.name: part.ties for part in self.datasets}}  # fmt: skip
+
     @cached_property
     def item_starts(self) -> np.ndarray:
         """Rows item_starts[i] + 1 to item_starts[i + 1] are the items of dataset i: [datasets + 1] int64."""

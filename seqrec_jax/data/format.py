@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from seqrec_jax.errors import InputError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 INTERACTIONS, ITEMS, TOKENIZER, MANIFEST = "interactions.arrow", "items.arrow", "tokenizer.model", "manifest.json"
 DATA_FILES = (INTERACTIONS, ITEMS, TOKENIZER)
 INTERACTION_FIELDS = {

@@ -94,6 +94,11 @@ class Dataset:
         """SHA-256 of the SentencePiece model that made the tokens."""
         return self.manifest["tokenizer"]["sha256"]
 
+    @property
+    def ties(self) -> dict[str, Any]:
+        """The "order" of a user's interactions at one time, and how many "neighbours", "of" all, have the same."""
+        return self.manifest["ties"]
+
     def catalog_sha256(self) -> str:
         """SHA-256 of the item ids in the order of their rows: equal for the same catalog, whatever its texts."""
         digest = hashlib.sha256()

@@ -25,11 +25,13 @@ class Comparison:
     metric: str
     metrics: dict[str, Difference]
     slices: dict[str, Difference]
+    dataset: dict[str, Any]  # its sizes, and the order of its ties in time
 
     def to_json(self) -> dict[str, Any]:
-        """The differences as JSON objects, under "metrics" and "slices"."""
+        """The differences as JSON objects, under "metrics" and "slices"; and "dataset"."""
         both = {"metrics": self.metrics, "slices": self.slices}
-        return {part: {name: of._asdict() for name, of in of_part.items()} for part, of_part in both.items()}
+        of_parts = {part: {name: of._asdict() for name, of in of_part.items()} for part, of_part in both.items()}
+        return of_parts | {"dataset": self.dataset}
 
     def table(self) -> pa.Table:
         """A row per metric of all targets, and per slice: targets, metric, and the fields of Difference."""
@@ -67,4 +69,4 @@ def compare(
         return paired_difference(ranks[0][mask], ranks[1][mask], name, draws, seed, test.users[mask])
 
     slices = {f"{name} ({mask.sum()} targets)": difference(metric, mask) for name, mask in inside.items() if mask.any()}
-    return Comparison(metric, {name: difference(name) for name in metrics}, slices)
+    return Comparison(metric, {name: difference(name) for name in metrics}, slices, corpus.summary())

@@ -43,6 +43,7 @@ class Report:
     slices: dict[str, dict[str, Any]]  # of each slice of test its number of "targets", its metrics, their "intervals"
     catalog: dict[str, float]
     params_sha256: str
+    dataset: dict[str, Any]  # its sizes, and the order of its ties in time
 
     def to_json(self) -> dict[str, Any]:
         """The content of results.json: every attribute but `ks`."""
@@ -107,7 +108,7 @@ def evaluate(
         {name: metrics for name, (metrics, _) in baselines.items()},
         {"valid": valid[1], "test": test[1], "baselines": {name: bounds for name, (_, bounds) in baselines.items()}},
         {name: {"targets": int(n), **metrics, "intervals": bounds} for name, (n, metrics, bounds) in slices.items()},
-        _shown(index, parts["test"], ranking, seed), parameters.sha256(model.params),
+        _shown(index, parts["test"], ranking, seed), parameters.sha256(model.params), corpus.summary(),
     )  # fmt: skip
 
 

@@ -119,13 +119,13 @@ def _logged_params(model: Recommender, work: FineTuning, phases: Sequence[Phase]
 
 def _results(work: FineTuning, chosen: Candidate, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What results.json says of the chosen model, of its training and of the target."""
-    data, totals = work.target.data, ("seconds", "steps", "targets", "skipped_steps")
+    totals = ("seconds", "steps", "targets", "skipped_steps")
     return {
         "valid": work.valid.metrics(chosen.params, work.features), "chosen": dict(chosen.report),
         "baselines": {"popularity": work.test.popularity()}, "phases": list(summaries),
         "train": {name: sum(of[name] for of in summaries) for name in totals},
-        "dataset": {"n_users": data.n_users, "n_items": data.n_items, "n_inters": data.n_interactions,
-                    "training_users": int((work.target.division.train_lengths > 0).sum())},
+        "dataset": work.target.summary()
+        | {"training_users": int((work.target.division.train_lengths > 0).sum())},
         "params_sha256": parameters.sha256(replicate(work.mesh, chosen.params)),
     }  # fmt: skip
 

@@ -16,7 +16,7 @@ from seqrec_jax.files import write_text
 from seqrec_jax.model.storage import load
 from seqrec_jax.runs.settings import RunSettings
 from seqrec_jax.runs.tracking import Tracker
-from seqrec_jax.tasks.tables import new_table, print_tables
+from seqrec_jax.tasks.tables import new_table, on_test, print_tables
 
 SUMMARY = "comparison.json"
 
@@ -60,8 +60,9 @@ def compare(
         tracker.log_params({"checkpoints": list(checkpoints), "dataset": corpus.name})
         tracker.log_artifact(path)
         tracker.close("FINISHED")
+    title = on_test(comparison.dataset["ties"])
     print_tables(
-        _comparison_table(comparison.metrics, f"Test: first {checkpoints[0]}, second {checkpoints[1]}"),
+        _comparison_table(comparison.metrics, f"{title}: first {checkpoints[0]}, second {checkpoints[1]}"),
         _comparison_table(comparison.slices, f"Slices, {metric}"),
         width=120,
     )

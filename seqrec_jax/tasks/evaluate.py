@@ -12,7 +12,7 @@ from seqrec_jax.files import write_text
 from seqrec_jax.model.storage import load
 from seqrec_jax.runs.settings import RunSettings
 from seqrec_jax.studies.trained_sasrec import trained_sasrec
-from seqrec_jax.tasks.tables import print_tables, results_table, slices_table
+from seqrec_jax.tasks.tables import on_test, print_tables, results_table, slices_table
 
 
 def evaluate(
@@ -39,7 +39,7 @@ def evaluate(
     of_model = {"this model": report.intervals["test"], "this model, on valid": report.intervals["valid"]}
     k = report.ks[-1]
     print_tables(
-        results_table(rows, report.ks, report.intervals["baselines"] | of_model, "Results on test"),
+        results_table(rows, report.ks, report.intervals["baselines"] | of_model, title=on_test(report.dataset["ties"])),
         slices_table(report.slices, k),
         f"The best {k} items after {report.catalog['histories']:,} histories of {report.catalog['users']:,} users are "
         f"{report.catalog[f'coverage_at_{k}']:.1%} of the catalog, Gini {report.catalog[f'gini_at_{k}']:.3f}.",

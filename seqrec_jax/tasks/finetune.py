@@ -9,7 +9,7 @@ from seqrec_jax.finetuning.finetune import finetune as finetune_model
 from seqrec_jax.hosts import is_first_host
 from seqrec_jax.model.storage import load
 from seqrec_jax.runs.settings import RunSettings
-from seqrec_jax.tasks.tables import print_tables, results_table, transfer_table
+from seqrec_jax.tasks.tables import on_test, print_tables, results_table, transfer_table
 
 
 def finetune(
@@ -35,5 +35,5 @@ def finetune(
     if is_first_host():
         rows = {"popularity": results["baselines"]["popularity"], "zero-shot": results["zero_shot"]["test"]}
         rows["this model"] = results["test"]
-        print_tables(results_table(rows, ks), transfer_table(results, ks))
+        print_tables(results_table(rows, ks, title=on_test(corpus.summary()["ties"])), transfer_table(results, ks))
     return results

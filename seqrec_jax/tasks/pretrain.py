@@ -8,7 +8,7 @@ from seqrec_jax.hosts import is_first_host
 from seqrec_jax.model.recommender import Recommender
 from seqrec_jax.model.spec import Architecture
 from seqrec_jax.runs.settings import RunSettings
-from seqrec_jax.tasks.tables import print_tables, results_table
+from seqrec_jax.tasks.tables import on_test, print_tables, results_table
 from seqrec_jax.training.config import TrainConfig
 from seqrec_jax.training.fit import fit
 
@@ -29,5 +29,5 @@ def pretrain(
     results = fit(model, corpus, config, run_dir, settings=settings).results
     if is_first_host():
         rows = {"popularity": results["baselines"]["popularity"], "this model": results["test"]}
-        print_tables(results_table(rows, config.ranking.ks))
+        print_tables(results_table(rows, config.ranking.ks, title=on_test(corpus.summary()["ties"])))
     return results

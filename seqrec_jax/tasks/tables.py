@@ -19,9 +19,19 @@ def new_table(title: str, columns: Sequence[str]) -> Table:
     return Table(Column(first, no_wrap=True), *(Column(name, justify="right") for name in others), title=title)
 
 
+def on_test(ties: Mapping[str, Mapping[str, Any]]) -> str:
+    """A title: results on test, and the order of each dataset's ties in time, as Corpus.summary has them."""
+    texts = []
+    for name, of in ties.items():
+        order = {"file": "as in the file", "random": "in random order"}[of["order"]]
+        share = 100 * of["neighbours"] / max(1, of["of"])
+        texts.append(f"{name} " * (len(ties) > 1) + f"{order}, {share:.0f} % of neighbours")
+    return f"Results on test (ties: {'; '.join(texts)})"
+
+
 def results_table(
     rows: Mapping[str, Mapping[str, float]], ks: Sequence[int],
-    intervals: Mapping[str, Mapping[str, Sequence[float]]] | None = None, title: str = "Results",
+    intervals: Mapping[str, Mapping[str, Sequence[float]]] | None = None, *, title: str,
 ) -> Table:  # fmt: skip
     """A row per model, its metrics at each cut-off of `ks`; hit is recall here, so it is left out.
 

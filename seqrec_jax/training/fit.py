@@ -89,13 +89,12 @@ def _train(compiler: StepCompiler, compiled: CompiledStep, run: Run) -> tuple[pa
     with run.stop:
         validate = partial(valid.metrics, features=features)
         progress, params = train_phase(compiler, compiled, validate, run, run.path, train_metrics=train_metrics)
-    metrics, data = test.metrics(params, features), corpus.data
+    metrics = test.metrics(params, features)
     epoch = progress.best_step // compiled.batches.steps_per_epoch
     run.metrics.add("test", progress.best_step, epoch, {f"test/{name}": value for name, value in metrics.items()})
     return params, {
         "valid": dict(progress.best_metrics), "test": metrics, "baselines": {"popularity": test.popularity()},
-        "train": phase_summary(progress, compiled),
-        "dataset": {"n_users": data.n_users, "n_items": data.n_items, "n_inters": data.n_interactions},
+        "train": phase_summary(progress, compiled), "dataset": corpus.summary(),
     }  # fmt: skip
 
 
