@@ -8,6 +8,7 @@ from etl.catalog import Catalog, index_catalog, items_tables, sample_texts, toke
 from etl.ids import IdTable, hash_of, words_of
 
 WORDS = ["blue", "ball", "naïve", "café", "球", "b00x-9", "don't", "½", "ﷺ", "x\u200by", "ⅷ", "İstanbul", "10mm", "①"]
+WORDS += ["दाना", "cafe\u0301", "کتاب\u200cها", "क्\u200cष", "น้ำ", "１２", "ﾞ", "5\ufe0f\u20e3"]
 
 
 @pytest.fixture

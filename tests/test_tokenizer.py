@@ -1,4 +1,5 @@
 import re
+import unicodedata
 
 import numpy as np
 import pytest
@@ -15,6 +16,18 @@ from seqrec_jax.errors import InputError
         ("☕ ... ", "unknown"),
         ("", "unknown"),
         ("snake_case", "snake_case"),
+        ("दिन, दीन! दूना", "दिन दीन दूना"),  # vowel signs
+        ("İstanbul IĞDIR", "i\u0307stanbul iğdir"),  # lower() of the first letter ends in a combining dot
+        ("Cafe\u0301, e\u0308tage", "café ëtage"),
+        ("x\u030cy \u0301 z", "x\u030cy z"),  # a mark that no letter is precomposed with, and one alone
+        ("น้ำปลา ที่ดี", "น้ำปลา ที่ดี"),
+        ("கொடி (পাখি)", "கொடி পাখি"),
+        ("كِتَابٌ، שָׁלוֹם־רב", "كِتَابٌ שָׁלוֹם רב"),
+        ("한글 \u1112\u1161\u11ab\u1100\u1173\u11af", "한글 한글"),  # syllables, and the same in letters
+        ("１２３ ＡＢ", "１２３ ａｂ"),
+        ("क्\u200cष क्\u200dष র\u200d্য", "क्ष क्ष র্য"),  # joiners that only shape the letters
+        ("کتاب\u200cها", "کتاب ها"),  # and one that parts a word from its ending
+        ("葛\U000e0100城 5\ufe0f\u20e3 ❤\ufe0f", "葛城 5"),
     ],
 )
 def test_normalize(text, normal):
@@ -27,6 +40,29 @@ def test_the_quick_way_for_ascii_finds_the_same_words():
     for _ in range(300):
         text = "".join(rng.choice(list(every_character), 40))
         assert tokenizer.words(text) == (re.findall(r"\w+", text.lower()) or ["unknown"])
+
+
+def test_latin_letters_make_the_words_that_they_made_without_marks():
+    letters = [chr(code) for code in range(128, 0x20000) if unicodedata.category(chr(code))[0] == "L"]
+    latin = [letter for letter in letters if "LATIN" in unicodedata.name(letter, "") and letter != "İ"]
+    assert len(latin) > 1_000
+    for letter in latin:
+        text = f"{letter} x{letter}Y-{letter}{letter}."
+        assert tokenizer.words(text) == re.findall(r"\w+", text.lower())
+
+
+def test_every_normal_form_of_a_text_has_the_same_words():
+    letters = (chr(code) for code in range(0x20000) if not 0xD800 <= code < 0xE000)
+    for letter in letters:
+        text = f"a{letter}b"
+        if not unicodedata.is_normalized("NFD", text):
+            assert tokenizer.words(text) == tokenizer.words(unicodedata.normalize("NFD", text))
+
+
+def test_marks_survive_in_the_tokens():
+    words = ["दिन", "दीन", "दान", "दाना", "दूना", "เท", "เท่", "كِتَاب", "كُتَّاب"]
+    tokens = tokenizer.train([tokenizer.normalize(word) for word in words] * 9, 200).encode(words, 9)
+    assert len(set(map(tuple, tokens))) == len(words)
 
 
 def test_training_is_deterministic_and_0_is_padding():

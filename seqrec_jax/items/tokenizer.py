@@ -1,6 +1,8 @@
 """Text to token ids: SRT's normalisation and a SentencePiece BPE model."""
 
+import functools
 import re
+import unicodedata
 from collections.abc import Sequence
 
 import sentencepiece
@@ -8,19 +10,34 @@ import sentencepiece
 from seqrec_jax.errors import InputError
 
 UNKNOWN = "unknown"
-_WORDS = re.compile(r"\w+")
-_ASCII_WORDS = str.maketrans({chr(i): chr(i).lower() if _WORDS.match(chr(i)) else " " for i in range(128)})
+_ASCII_WORDS = str.maketrans({chr(i): chr(i).lower() if re.match(r"\w", chr(i)) else " " for i in range(128)})
+_INVISIBLE = "\u034f\u180b-\u180d\u180f\u200d\ufe00-\ufe0f\U000e0100-\U000e01ef"  # joiners, variation selectors
+
+
+@functools.cache
+def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """What to leave out of a text, and what is a word: `\\w`, which lacks combining marks, each with its marks.
+
+    The zero-width non-joiner only shapes the letters of a word after a mark, as in Hindi; after a letter, as in
+    Persian, it parts words.
+    """
+    marks = {code for code in range(0x300, 0x20000) if unicodedata.category(chr(code)) in ("Mn", "Mc")}
+    firsts, lasts = (sorted(code for code in marks if code + step not in marks) for step in (-1, 1))
+    mark = "".join(f"{chr(first)}-{chr(last)}" for first, last in zip(firsts, lasts, strict=True))
+    word = rf"\w+(?:(?![\0-\u02ff])[{mark}]+\w*)*"  # with a quick look ahead: below 0x300 is no mark
+    return re.compile(rf"[{_INVISIBLE}]|\u200c(?<=[{mark}]\u200c)"), re.compile(word)
 
 
 def words(text: str) -> list[str]:
-    """Lower-cased `\\w+` words; `unknown` where there is none."""
+    """Lower-cased words in NFC, the letters with their combining marks; `unknown` where there is none."""
     if text.isascii():  # The same, several times as fast.
         return text.translate(_ASCII_WORDS).split() or [UNKNOWN]
-    return _WORDS.findall(text.lower()) or [UNKNOWN]
+    invisible, word = _patterns()
+    return word.findall(unicodedata.normalize("NFC", invisible.sub("", text).lower())) or [UNKNOWN]
 
 
 def normalize(text: str) -> str:
-    """Lower-cased `\\w+` words joined by blanks; `unknown` where none is left."""
+    """Lower-cased words joined by blanks; `unknown` where none is left."""
     return " ".join(words(text))
 
 
