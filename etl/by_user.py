@@ -113,6 +113,14 @@ def _read_partition(blocks: Sequence[Path], partition: int) -> UserRows:
     return UserRows(users, columns["item"], columns["time"], columns.get("rating"), columns.get("tie_key"))
 
 
+def in_coarsest_unit(times: np.ndarray) -> np.ndarray:
+    """Nanoseconds counted in seconds, milli- or microseconds where they are whole ones: small numbers sort faster."""
+    for unit in (1_000_000_000, 1_000_000, 1_000):
+        if not (times[:1_000] % unit).any() and not (times % unit).any():
+            return times // unit
+    return times
+
+
 def order_by_user_and_time(users: Words, hashes: np.ndarray, times: np.ndarray) -> np.ndarray:
     """The order by hash of the user, then by user, then by time; ties keep their order: [n] int64.
 
@@ -168,12 +176,13 @@ def group_partition(
     """
     rows = _read_partition(blocks, partition)
     hashes = hash_of(rows.users)
+    times = in_coarsest_unit(rows.times)
     if rows.tie_keys is None:
-        order = order_by_user_and_time(rows.users, hashes, rows.times)
+        order = order_by_user_and_time(rows.users, hashes, times)
     else:
         by_tie = np.argsort(rows.tie_keys, kind="stable")
         users = [word[by_tie] for word in rows.users]
-        order = by_tie[order_by_user_and_time(users, hashes[by_tie], rows.times[by_tie])]
+        order = by_tie[order_by_user_and_time(users, hashes[by_tie], times[by_tie])]
     users = [word[order] for word in rows.users]
     first = np.flatnonzero(np.concatenate([[True], _changes(users)])) if len(order) else np.zeros(0, np.int64)
     lengths = np.diff(np.append(first, len(order)))

@@ -81,6 +81,8 @@ class Build:
             kept.append(result["kept"])
             rows += result["rows"]
         bad.finish()
+        if not rows:
+            raise InputError(f"{paths[0]}: has no rows that can be read")
         if not any(kept):
             raise InputError(f"{paths[0]}: no item is left of {rows:,}; check ItemFiles.texts and ItemFiles.required")
         starts, again = catalog.index_catalog(parts, kept, step.folder)
@@ -131,6 +133,8 @@ class Build:
             rows += result["rows"]
             rejected["item has no metadata"] += result["without_item"]
         bad.finish()
+        if not rows:
+            raise InputError(f"{paths[0]}: has no rows that can be read")
         names = [f"users-{partition:05d}" for partition in range(1 << bits)]
         grouping = (held_out, plan.user_core)
         tasks = [(name, (step.path(name), blocks, place, *grouping)) for place, name in enumerate(names)]

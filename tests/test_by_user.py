@@ -6,7 +6,6 @@ from etl.arrow_files import read_table
 from etl.by_user import group_partition, order_by_user_and_time, partition_bits, partition_block
 from etl.ids import hash_of, id_table, words_of
 from etl.raw.interaction_files import InteractionFiles
-from etl.raw.text_blocks import text_blocks
 from etl.time_order import TimeOrder
 
 FILES = InteractionFiles(["log.csv"], "user", "item", "time", None, ["user", "item", "time"], "ms")
@@ -34,7 +33,7 @@ def grouped(tmp_path, path, bits, block_bytes, held_out, least, time_order=TimeO
     items = save_table(tmp_path / f"items{bits}-{block_bytes}", [f"item{i}" for i in range(25)])
     held = save_table(tmp_path / f"held{bits}-{block_bytes}", held_out)
     blocks = []
-    for place, block in enumerate(text_blocks(path, block_bytes)):
+    for place, block in enumerate(FILES.blocks(path, block_bytes)):
         blocks.append(tmp_path / f"block{bits}-{block_bytes}-{place}.arrow")
         partition_block(blocks[-1], block, FILES, items, bits, time_order)
     tables, counts = [], []

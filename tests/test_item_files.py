@@ -30,8 +30,8 @@ def test_items_without_an_id_are_named(tmp_path):
     items, bad, _, _ = read(tmp_path / "items.json", "\n".join(lines))
     assert items["item_id"].to_pylist() == ["c"]
     assert [(row.line, row.reason) for row in bad] == [
-        (1, "item id is missing"),
-        (2, "item id is missing"),
+        (1, "item id is empty"),
+        (2, "item id is empty"),
         (3, "item id is longer than 128 bytes"),
     ]
 

@@ -23,6 +23,9 @@ def kind_of(path: Path) -> str:
 def find_files(source: Path, patterns: Sequence[str], binding: str) -> list[Path]:
     """The files of a source that fit the patterns, in the order of their names, one pattern after the other.
 
+    A folder stands for the files in it, at any depth, as Spark writes tables; names that begin with `_` or `.` and
+    empty files are passed over there.
+
     Raises:
         InputError: no folder, a pattern without a file, an unknown suffix, or an empty file.
     """
@@ -30,7 +33,7 @@ def find_files(source: Path, patterns: Sequence[str], binding: str) -> list[Path
         raise InputError(f"{source}: no such folder; bind SOURCE to the folder of the raw files")
     found: list[Path] = []
     for pattern in patterns:
-        fitting = [path for path in sorted(source.glob(pattern)) if path.is_file()]
+        fitting = [path for place in _matches(source, pattern, binding) for path in _files_of(place)]
         if not fitting:
             raise InputError(f"{source / pattern}: no such file ({binding}); put it there or bind SOURCE elsewhere")
         found += [path for path in fitting if path not in found]
@@ -39,3 +42,26 @@ def find_files(source: Path, patterns: Sequence[str], binding: str) -> list[Path
         if not path.stat().st_size:
             raise InputError(f"{path}: is empty")
     return found
+
+
+def _matches(source: Path, pattern: str, binding: str) -> list[Path]:
+    """Files and folders that a name or a pattern stands for, relative to the source unless it is absolute."""
+    if not pattern:
+        raise InputError(f"Gin binding {binding}: holds an empty name")
+    named = source / pattern
+    if named.exists():
+        return [named]
+    try:
+        if Path(pattern).is_absolute():
+            return sorted(Path(named.anchor).glob(str(named.relative_to(named.anchor))))
+        return sorted(source.glob(pattern))
+    except ValueError as error:
+        raise InputError(f"{pattern!r}: is no pattern of files ({binding}): {error}") from error
+
+
+def _files_of(place: Path) -> list[Path]:
+    """A file, or the files in a folder."""
+    if not place.is_dir():
+        return [place]
+    inside = ((path, path.relative_to(place).parts) for path in sorted(place.rglob("*")) if path.is_file())
+    return [path for path, parts in inside if path.stat().st_size and all(part[0] not in "_." for part in parts)]

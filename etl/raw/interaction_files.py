@@ -1,6 +1,5 @@
 """Logs of who chose what and when: blocks of checked rows."""
 
-import datetime
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +8,14 @@ from typing import NamedTuple
 import gin
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from etl.raw import values
 from etl.raw.bad_rows import BadRow
 from etl.raw.files import find_files, kind_of
-from etl.raw.table_blocks import Block, read_block, table_blocks
+from etl.raw.table_blocks import Block, RawRows, read_block, table_blocks
+from etl.raw.values import NANOSECONDS, UNITS_PER_SECOND
 from seqrec_jax.errors import InputError
 
-UNITS_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000}
-FIRST_SECOND, END_SECOND = 788_918_400, 2_082_758_400  # 1995-01-01 up to 2036-01-01, UTC
-LONGEST_ID = 128
 _BYTES_PER_ROW = {
     ("csv", False): 40,
     ("csv", True): 15,
@@ -36,7 +33,7 @@ class Rows(NamedTuple):
     Attributes:
         users: [n] large_string.
         items: [n] large_string.
-        times: [n] int64, in the file's own unit.
+        times: [n] int64, nanoseconds since 1970.
         ratings: [n] float32, or None.
     """
 
@@ -59,7 +56,8 @@ class InteractionFiles:
         timestamp: column of the time.
         rating: column of a rating to keep, or None.
         header: names of a CSV file's columns where its first line is none.
-        unit: of the timestamps: 's', 'ms' or 'us' since 1970, or 'iso' for dates and times as text.
+        unit: of timestamps that are numbers: 's', 'ms', 'us' or 'ns' since 1970; or 'iso' for dates and times as text.
+            Parquet's own times and dates have their unit with them.
     """
 
     files: Sequence[str]
@@ -72,12 +70,12 @@ class InteractionFiles:
 
     def __post_init__(self) -> None:
         if self.unit not in (*UNITS_PER_SECOND, "iso"):
-            raise InputError(f"Gin binding InteractionFiles.unit = {self.unit!r}: must be 's', 'ms', 'us' or 'iso'")
+            raise InputError(f"Gin binding InteractionFiles.unit = {self.unit!r}: must be one of s, ms, us, ns, iso")
 
     @property
     def units_per_second(self) -> int:
         """What the times of `Rows` count in a second."""
-        return UNITS_PER_SECOND.get(self.unit, UNITS_PER_SECOND["us"])
+        return NANOSECONDS
 
     @property
     def columns(self) -> list[str]:
@@ -102,110 +100,47 @@ def read_rows(block: Block, files: InteractionFiles) -> tuple[Rows, list[BadRow]
 
     Returns:
         The good rows; the bad ones with their line in the block; and how many lines the block has.
+
+    Raises:
+        InputError: a column has a type that makes no sense for what it is to hold.
     """
-    types = {files.user: pa.large_string(), files.item: pa.large_string(), files.timestamp: pa.string()}
-    types |= {files.rating: pa.float32()} if files.rating else {}
-    raw = read_block(block, types, files.header)
+    raw = read_block(block, files.columns, (files.user, files.item))
     table = raw.table
-    times, no_time = _times(table[files.timestamp], files)
-    earliest, end = FIRST_SECOND * files.units_per_second, END_SECOND * files.units_per_second
+
+    def where(column: str) -> str:
+        return f"{block.path}: column {column!r}"
+
+    times, no_time = values.times(table[files.timestamp], files.unit, where(files.timestamp))
+    outside = ~no_time & ((times < values.FIRST_SECOND * NANOSECONDS) | (times >= values.END_SECOND * NANOSECONDS))
+    users, no_user = values.ids(table[files.user], "user id", where(files.user))
+    items, no_item = values.ids(table[files.item], "item id", where(files.item))
     faults = {
         "timestamp is no date" if files.unit == "iso" else "timestamp is no number": no_time,
-        "timestamp is outside 1995..2035": ~no_time & ((times < earliest) | (times >= end)),
+        "timestamp is outside 1995..2035": outside,
+        **no_user,
+        **no_item,
     }
-    users = _ids(table[files.user], "user id", faults)
-    items = _ids(table[files.item], "item id", faults)
     ratings = None
     if files.rating:
-        numbers, faults["rating is no number"] = _numbers(table[files.rating])
-        ratings = numbers.astype(np.float32, copy=False)
+        ratings, faults["rating is no number"] = values.numbers(table[files.rating], where(files.rating))
+    good, bad = leave_out(raw, faults)
     rows = Rows(users, items, times, ratings)
-    good = np.ones(len(times), bool)
-    bad = list(raw.bad)
+    return rows if good.all() else _only(rows, good), sorted(raw.bad + bad), raw.n_lines
+
+
+def leave_out(raw: RawRows, faults: values.Faults) -> tuple[np.ndarray, list[BadRow]]:
+    """Which rows are good, [n] bool, and the others, each with the first of its faults."""
+    good, bad = np.ones(raw.table.num_rows, bool), []
     for reason, fault in faults.items():
-        if not fault.any():
-            continue
-        for row in np.flatnonzero(fault & good):
-            text = ",".join(str(value) for value in table.slice(row, 1).to_pylist()[0].values())
-            bad.append(BadRow.of(raw.line_of(int(row)), reason, text))
-        good &= ~fault
-    return rows if good.all() else _only(rows, good), sorted(bad), raw.n_lines
+        if fault.any():
+            for row in map(int, np.flatnonzero(fault & good)):
+                text = ",".join(values.shown(column, row) for column in raw.table.columns)
+                bad.append(BadRow.of(raw.line_of(row), reason, text))
+            good &= ~fault
+    return good, bad
 
 
 def _only(rows: Rows, good: np.ndarray) -> Rows:
     mask = pa.array(good)
     ratings = None if rows.ratings is None else rows.ratings[good]
     return Rows(rows.users.filter(mask), rows.items.filter(mask), rows.times[good], ratings)
-
-
-def _ids(column: pa.ChunkedArray, name: str, faults: dict[str, np.ndarray]) -> pa.Array:
-    """A column of ids as one array; notes where it has none."""
-    column = column.cast(pa.large_string())
-    ids = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    if ids.null_count:
-        ids = ids.fill_null("")
-    lengths = np.diff(np.frombuffer(ids.buffers()[1], np.int64)[ids.offset : ids.offset + len(ids) + 1])
-    faults[f"{name} is empty"] = lengths == 0
-    faults[f"{name} is longer than {LONGEST_ID} bytes"] = lengths > LONGEST_ID
-    return ids
-
-
-def _numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """A column's numbers, [n] float64 or integers, and which are none."""
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        bad = column.is_null().to_numpy()
-        values = (column.fill_null(0) if bad.any() else column).to_numpy()
-        return values, (bad | ~np.isfinite(values)) if values.dtype.kind == "f" else bad
-    for kind in (pa.int64(), pa.float64()):
-        try:
-            values = pc.cast(column, kind).to_numpy()
-            return values, ~np.isfinite(values)
-        except pa.ArrowInvalid:
-            continue
-    is_integer = pc.and_(pc.ascii_is_decimal(column), pc.less(pc.binary_length(column), 19))
-    values = pc.cast(pc.if_else(is_integer, column, "0"), pa.int64()).to_numpy()
-    bad = ~is_integer.to_numpy()
-    fractions = {row: _float_or_nan(column[row].as_py()) for row in np.flatnonzero(bad)}
-    if any(np.isfinite(value) for value in fractions.values()):
-        values = values.astype(np.float64)
-        values[list(fractions)] = list(fractions.values())
-        return np.nan_to_num(values), ~np.isfinite(values)
-    return values, bad
-
-
-def _float_or_nan(text: str | None) -> float:
-    try:
-        return float(text or "")
-    except ValueError:
-        return float("nan")
-
-
-def _times(column: pa.ChunkedArray, files: InteractionFiles) -> tuple[np.ndarray, np.ndarray]:
-    """Times in the files' own unit, [n] int64, and which are none."""
-    if pa.types.is_timestamp(column.type):
-        column = column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(pa.int64())
-        values, bad = _numbers(column)
-        return values // (UNITS_PER_SECOND["us"] // files.units_per_second), bad
-    if files.unit == "iso":
-        return _dates(column)
-    values, bad = _numbers(column)
-    if values.dtype.kind == "f":
-        values = np.floor(np.clip(values, -(2**62), 2**62)).astype(np.int64)
-    return values.astype(np.int64, copy=False), bad
-
-
-def _dates(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Microseconds since 1970 of ISO 8601 texts, UTC where they name no zone; and which are none."""
-    for kind in (pa.timestamp("us"), pa.timestamp("us", "UTC")):
-        try:
-            return column.cast(kind).cast(pa.int64()).to_numpy(), np.zeros(len(column), bool)
-        except pa.ArrowInvalid:
-            continue
-    values, bad = np.zeros(len(column), np.int64), np.zeros(len(column), bool)
-    for row, text in enumerate(column.to_pylist()):
-        try:
-            date = datetime.datetime.fromisoformat(text or "")
-            values[row] = round((date if date.tzinfo else date.replace(tzinfo=datetime.UTC)).timestamp() * 1e6)
-        except ValueError:
-            bad[row] = True
-    return values, bad

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import gin
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from etl.raw import values
 from etl.raw.bad_rows import BadRow
-from etl.raw.files import find_files, kind_of
-from etl.raw.interaction_files import LONGEST_ID
-from etl.raw.json_lines import Objects, as_text, read_objects
-from etl.raw.table_blocks import Block, read_block, table_blocks
+from etl.raw.files import find_files
+from etl.raw.interaction_files import leave_out
+from etl.raw.json_lines import as_id, as_text, read_objects, text_array
+from etl.raw.table_blocks import Block, RawRows, read_block, table_blocks
 from etl.raw.text_blocks import TextBlock
 from seqrec_jax.errors import InputError
 
@@ -84,18 +84,13 @@ def read_items(block: Block, files: ItemFiles) -> tuple[pa.RecordBatch, list[Bad
     Returns:
         The items to keep, in the columns of `files.schema`; rows that cannot be read, with their line in the block;
         lines of the block; and items left out, by reason.
+
+    Raises:
+        InputError: a column has a type that makes no sense for what it is to hold.
     """
-    raw = _read_raw(block, files)
-    columns = [_texts(column) for column in raw.columns[: 1 + len(files.texts)]]
-    if files.categories:
-        columns += _categories(raw.columns[-1], files.category_length)
-    lengths = pc.binary_length(columns[0]).to_numpy()
-    bad, left_out = list(raw.bad), {}
-    for fault, reason in ((lengths == 0, "is missing"), (lengths > LONGEST_ID, f"is longer than {LONGEST_ID} bytes")):
-        for row in np.flatnonzero(fault):
-            text = str([column[row] for column in raw.columns])
-            bad.append(BadRow.of(int(raw.lines[row]) + 1, f"item id {reason}", text))
-    kept = (lengths > 0) & (lengths <= LONGEST_ID)
+    raw, columns, faults = _read_json(block, files) if isinstance(block, TextBlock) else _read_table(block, files)
+    kept, bad = leave_out(raw, faults)
+    left_out = {}
     if files.required:
         texts = columns[1 + list(files.texts).index(files.required)]
         refused = {f"{files.required} is empty": pc.equal(pc.utf8_trim_whitespace(texts), "")}
@@ -108,18 +103,41 @@ def read_items(block: Block, files: ItemFiles) -> tuple[pa.RecordBatch, list[Bad
             if fault.any():
                 left_out[reason] = int(fault.sum())
     items = pa.record_batch(columns, schema=files.schema)
-    return items if kept.all() else items.filter(pa.array(kept)), sorted(bad), raw.n_lines, left_out
+    return items if kept.all() else items.filter(pa.array(kept)), sorted(raw.bad + bad), raw.n_lines, left_out
 
 
-def _read_raw(block: Block, files: ItemFiles) -> Objects:
-    """A block's columns as Python values: texts, numbers, lists, or None."""
-    if isinstance(block, TextBlock) and kind_of(Path(block.path)) == "json":
-        return read_objects(block.read(), files.columns)
-    types = {name: pa.list_(pa.string()) if name == files.categories else pa.string() for name in files.columns}
-    raw = read_block(block, types, files.header)
-    lines = np.arange(raw.table.num_rows) if raw.lines is None else raw.lines
-    columns = [raw.table[name].to_pylist() for name in files.columns]
-    return Objects(columns, lines, raw.bad, raw.n_lines)
+def _read_table(block: Block, files: ItemFiles) -> tuple[RawRows, list[pa.Array], values.Faults]:
+    """A block's rows, the columns of `files.schema`, and what is wrong with them."""
+    raw = read_block(block, files.columns)
+
+    def where(column: str) -> str:
+        return f"{block.path}: column {column!r}"
+
+    ids, faults = values.ids(raw.table[files.item], "item id", where(files.item))
+    columns = [ids.cast(pa.string())]
+    for name in files.texts.values():
+        texts, wrong = values.texts(raw.table[name], where(name))
+        columns.append(texts)
+        faults |= {f"{name} {reason}": fault for reason, fault in wrong.items()}
+    if files.categories:
+        lists = raw.table[files.categories]
+        if not (pa.types.is_list(lists.type) or pa.types.is_large_list(lists.type) or pa.types.is_null(lists.type)):
+            raise InputError(f"{where(files.categories)} holds no lists; bind ItemFiles.categories to one that does")
+        columns += _categories(lists.to_pylist(), files.category_length)
+    return raw, columns, faults
+
+
+def _read_json(block: TextBlock, files: ItemFiles) -> tuple[RawRows, list[pa.Array], values.Faults]:
+    """As `_read_table`; what is no text, as `as_text` has it, is an empty one."""
+    objects = read_objects(block.read(), files.columns)
+    columns = objects.columns
+    table = pa.table([text_array(map(as_id, columns[0]))], names=[files.item])
+    ids, faults = values.ids(table[files.item], "item id", block.path)
+    texts = [_texts(column) for column in columns[1 : 1 + len(files.texts)]]
+    shown = {str(place): text for place, text in enumerate([table[files.item], *texts])}
+    categories = _categories(columns[-1], files.category_length) if files.categories else []
+    raw = RawRows(pa.table(shown), objects.lines, objects.bad, objects.n_lines)
+    return raw, [ids.cast(pa.string()), *texts, *categories], faults
 
 
 def _texts(values: list[Any]) -> pa.Array:

@@ -1,28 +1,31 @@
-"""Text files, plain or gzipped, cut into blocks of whole lines that workers read independently of each other."""
+"""Text files, plain or gzipped, cut into blocks of whole records that workers read independently of each other."""
 
 import gzip
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from isal import igzip_threaded
 from isal.igzip_lib import IsalError
 
+from etl.raw.quoting import end_of_records
 from seqrec_jax.errors import InputError
 
 BLOCK_BYTES = 16 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class TextBlock(NamedTuple):
-    """Whole lines of a text file.
+    """Whole records of a text file.
 
     Attributes:
         path: the file.
-        start: byte of the (decompressed) text from which on the block's first line begins.
-        stop: byte before which its last line begins.
-        data: the lines themselves, where the file is compressed; or a file that holds nothing else.
+        start: first byte of the (decompressed) text.
+        stop: byte after the last one.
+        data: the text itself, where the file is compressed; or a file that holds nothing else.
         file_bytes: bytes of the file, as it lies on the disk, that the block stands for.
     """
 
@@ -33,23 +36,17 @@ class TextBlock(NamedTuple):
     file_bytes: int
 
     def read(self) -> bytes:
-        """The block's lines."""
+        """The block's text."""
         if isinstance(self.data, Path):
             return self.data.read_bytes()
         if self.data is not None:
             return self.data
         with open(self.path, "rb") as file:
-            file.seek(max(0, self.start - 1))
-            if self.start:
-                file.readline()  # The line that began in the block before, which has it whole.
-            first = file.tell()
-            if first >= self.stop:
-                return b""
-            data = file.read(self.stop - first)
-            return data if data.endswith(b"\n") else data + file.readline()
+            file.seek(self.start)
+            return file.read(self.stop - self.start)
 
     def put_aside(self, path: Path) -> "TextBlock":
-        """The same block with its lines in a file, which other processes read faster than they are sent the lines."""
+        """The same block with its text in a file, which other processes read faster than they are sent the text."""
         if not isinstance(self.data, bytes):
             return self
         path.write_bytes(self.data)
@@ -57,44 +54,49 @@ class TextBlock(NamedTuple):
 
 
 @contextmanager
-def _decompressed(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """A gzip file and its text; a file that was compressed twice, as Amazon's metadata is, is taken apart twice."""
-    with path.open("rb") as raw, igzip_threaded.open(raw, "rb", threads=1) as once:
-        if once.peek(2)[:2] != _GZIP_MAGIC:
-            yield raw, once
+def _opened(path: Path) -> Iterator[tuple[BufferedReader, BufferedReader]]:
+    """A file and its text; one that was compressed twice, as Amazon's metadata is, is taken apart twice."""
+    with path.open("rb") as raw:
+        if path.suffix != ".gz":
+            yield raw, raw
             return
-        with igzip_threaded.open(once, "rb", threads=1) as twice:
-            yield raw, twice
+        with igzip_threaded.open(raw, "rb", threads=1) as once:
+            if once.peek(2)[:2] != _GZIP_MAGIC:
+                yield raw, once
+                return
+            with igzip_threaded.open(once, "rb", threads=1) as twice:
+                yield raw, twice
 
 
-def _gzip_blocks(path: Path, block_bytes: int) -> Iterator[TextBlock]:
-    rest, start, told = b"", 0, 0
-    try:
-        with _decompressed(path) as (raw, file):
-            while text := file.read(block_bytes):
-                cut = text.rfind(b"\n") + 1
-                if cut:
-                    at, lines = raw.tell(), b"".join((rest, memoryview(text)[:cut]))
-                    yield TextBlock(str(path), start, start + len(lines), lines, at - told)
-                    start, told, rest = start + len(lines), at, text[cut:]
-                else:
-                    rest += text
-    except (EOFError, gzip.BadGzipFile, IsalError) as error:  # type: ignore[misc]  # The stub has an instance.
-        raise InputError(f"{path}: is truncated or no gzip file ({error}); fetch it again") from error
-    if rest:
-        yield TextBlock(str(path), start, start + len(rest), rest, path.stat().st_size - told)
+def text_blocks(path: Path, block_bytes: int = BLOCK_BYTES, delimiter: bytes | None = None) -> Iterator[TextBlock]:
+    """Cuts a file into blocks of about block_bytes (of text), in the file's order, without a byte order mark.
 
-
-def text_blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[TextBlock]:
-    """Cuts a file into blocks of about block_bytes (of text), in the file's order.
+    Args:
+        path: the file.
+        block_bytes: of a block, or as many more as the record has that begins in it.
+        delimiter: between fields that quotation marks may enclose, line breaks and all; None where every line is a
+            record.
 
     Raises:
         InputError: a compressed file is truncated or damaged; raised when the blocks before it have been given.
     """
-    if path.suffix == ".gz":
-        yield from _gzip_blocks(path, block_bytes)
-        return
-    size = path.stat().st_size
-    for start in range(0, size, block_bytes):
-        stop = min(size, start + block_bytes)
-        yield TextBlock(str(path), start, stop, None, stop - start)
+    told, compressed = 0, path.suffix == ".gz"
+    try:
+        with _opened(path) as (raw, file):
+            pending = file.read(len(_BYTE_ORDER_MARK))
+            start = len(pending) if pending == _BYTE_ORDER_MARK else 0
+            pending = pending[start:]
+            is_whole = False
+            while not is_whole:
+                missing = block_bytes - len(pending)
+                text = file.read(missing if missing > 0 else block_bytes)
+                is_whole = not (text and file.peek(1))
+                pending = b"".join((pending, text)) if pending else text
+                cut = len(pending) if is_whole else end_of_records(pending, delimiter)
+                if cut:
+                    at = raw.tell() if compressed else start + cut
+                    data = pending[:cut] if compressed else None
+                    yield TextBlock(str(path), start, start + cut, data, at - told)
+                    start, told, pending = start + cut, at, pending[cut:]
+    except (EOFError, gzip.BadGzipFile, IsalError) as error:  # type: ignore[misc]  # The stub has an instance.
+        raise InputError(f"{path}: is truncated or no gzip file ({error}); fetch it again") from error

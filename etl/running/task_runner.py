@@ -14,7 +14,7 @@ from etl.progress import progress
 from etl.raw.bad_rows import BadRow, BadRows
 from etl.raw.interaction_files import InteractionFiles
 from etl.raw.item_files import ItemFiles
-from etl.raw.text_blocks import BLOCK_BYTES, TextBlock
+from etl.raw.text_blocks import BLOCK_BYTES
 from etl.running.workers import in_order
 from etl.running.workspace import Step, key_of
 from seqrec_jax.data import format
@@ -78,7 +78,7 @@ class TaskRunner:
                 for ordinal, block in enumerate(files.blocks(path, BLOCK_BYTES)):
                     name = f"{prefix}{place:03d}-{ordinal:05d}"
                     begun.append((name, block.file_bytes, path))
-                    if isinstance(block, TextBlock) and step.finished(name) is None:
+                    if step.finished(name) is None:
                         block = block.put_aside(step.folder / f"{name}.text")
                     yield name, (step.path(name), block, *arguments)
 
