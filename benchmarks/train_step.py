@@ -66,7 +66,7 @@ class Scheme:
         compiled = compiler.compile(batch)
         self.compile_seconds = time.perf_counter() - started
         self.batches, self.optimizer, self.step, self.flops = (
-            compiled.batches, compiled.optimizer, compiled.step, compiled.flops
+            compiled.batches, compiled.optimizer, compiled.step, compiled.flops.model
         )  # fmt: skip
         self.state = compiler.init(self.optimizer)
         self.next, self.step_seconds = 0, 0.0

@@ -3,7 +3,7 @@ import pytest
 from scaling_runs import compute_of, grid_of_runs, params_of
 
 from seqrec_jax.scaling.joint import JointLaw, Runs, effects, fit_joint, runs_of, study_joint
-from seqrec_jax.scaling.planner import Prices, cost_of, planner_of
+from seqrec_jax.scaling.planner import Prices, cost_of, flops_per_unit, planner_of
 from seqrec_jax.scaling.run_table import Curve
 
 LIMIT, OF_WIDTH, OF_DATA = 0.3, (0.6, 0.5), (3.0, 0.35)
@@ -118,6 +118,13 @@ def test_budgets_in_hours_and_money():
     assert prices.in_units(prices.compute(10, "gpu_hours")) == pytest.approx(
         {"training_flops": 3.6e18, "gpu_hours": 10, "price": 20}
     )
+
+
+def test_what_a_unit_of_cost_takes_is_what_runs_logged():
+    curves = curves_of(product_law)
+    assert flops_per_unit(curves) == 6
+    ours = [c._replace(params=c.params | {"train_step_flops": 0.2 * c.params["total_flops"]}) for c in curves]
+    assert flops_per_unit(ours) == pytest.approx(0.2)
 
 
 def test_a_law_takes_arrays_of_shapes_that_broadcast():

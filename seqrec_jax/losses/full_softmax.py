@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from seqrec_jax.losses.cross_entropy import MASKED_LOGIT, check_softmax
 from seqrec_jax.losses.loss import AnyProposal, Keys, Loss, ModelOutputs
 from seqrec_jax.losses.scores import dot, positive_logits, score_history, wide
+from seqrec_jax.runs.step_flops import MADE_AGAIN
 
 LOGITS_PER_BLOCK = 1 << 21
 
@@ -64,7 +65,8 @@ def _backward(temperature, n_learnt, kept, gradient):
     learnt = outputs[:, :n_learnt]
 
     def of_block(to_outputs, block):
-        logits = _logits(outputs, block, n_rows, temperature)
+        with jax.named_scope(MADE_AGAIN):
+            logits = _logits(outputs, block, n_rows, temperature)
         weights = (jnp.exp(logits - value[:, None]) * scale).astype(catalog.dtype)
         return to_outputs + dot(weights, block[0]), dot(weights.T, learnt).astype(catalog.dtype)
 

@@ -13,13 +13,6 @@ from seqrec_jax.errors import InputError
 from seqrec_jax.host_memory import free_memory, memory_bytes
 
 
-def compiled_flops(compiled: jax.stages.Compiled) -> float:
-    """Floating-point operations of one call, over all devices, as the compiler counts them; nan where it does not."""
-    analysis: Any = compiled.cost_analysis()
-    first = analysis[0] if analysis and isinstance(analysis, list) else analysis
-    return float((first or {}).get("flops", float("nan"))) * jax.device_count()
-
-
 def compiled_bytes(compiled: jax.stages.Compiled) -> int:
     """Memory of one device while a call runs: arguments, results and temporary buffers, as the compiler plans them."""
     plan: Any = compiled.memory_analysis()

@@ -9,9 +9,9 @@ from scipy.optimize import nnls
 
 from seqrec_jax.scaling.forecast import WITHIN
 from seqrec_jax.scaling.joint import JointLaw, JudgedJoint, Runs
-from seqrec_jax.scaling.run_table import Curve
+from seqrec_jax.scaling.run_table import OURS, Curve
 
-TRUE_PER_UNIT = 6.0  # floating-point operations of training for a multiply-add of a forward pass: two, thrice
+TRUE_PER_UNIT = 6.0  # floating-point operations of training for a multiply-add of total_flops: two, thrice
 BEYOND = 4.0  # how far beyond the widest, deepest and largest run a plan may go, as a factor
 WIDTHS, SECONDS_PER_HOUR = 33, 3600.0
 
@@ -45,16 +45,23 @@ def cost_of(curves: Sequence[Curve]) -> Cost:
     return Cost(coefficients, float(np.median(negatives)), error)
 
 
+def flops_per_unit(curves: Sequence[Curve]) -> float:
+    """Operations of training for a unit of total_flops: the median of what runs logged of their steps, if they did."""
+    logged = [curve.params[OURS] / curve.params["total_flops"] for curve in curves if curve.params.get(OURS, 0) > 0]
+    return float(np.median(logged)) if logged else TRUE_PER_UNIT
+
+
 @dataclasses.dataclass(frozen=True)
 class Prices:
     """What computing costs."""
 
     flops_per_second: float | None = None  # what a GPU sustains in training (peak times MFU); None for unknown
     price_per_hour: float | None = None  # price of a GPU; None for unknown
+    flops_per_unit: float = TRUE_PER_UNIT  # floating-point operations of training for a unit of total_flops
 
     def in_units(self, compute: float) -> dict[str, float]:
         """A budget in the unit of total_flops, in other units."""
-        amounts = {"training_flops": compute * TRUE_PER_UNIT}
+        amounts = {"training_flops": compute * self.flops_per_unit}
         if self.flops_per_second is not None:
             amounts["gpu_hours"] = amounts["training_flops"] / self.flops_per_second / SECONDS_PER_HOUR
             if self.price_per_hour is not None:
@@ -64,7 +71,7 @@ class Prices:
     def compute(self, amount: float, unit: str) -> float:
         """A budget in `gpu_hours` or `price`, in the unit of total_flops."""
         hours = amount if unit == "gpu_hours" else amount / (self.price_per_hour or np.nan)
-        return hours * SECONDS_PER_HOUR * (self.flops_per_second or np.nan) / TRUE_PER_UNIT
+        return hours * SECONDS_PER_HOUR * (self.flops_per_second or np.nan) / self.flops_per_unit
 
 
 @dataclasses.dataclass(frozen=True)

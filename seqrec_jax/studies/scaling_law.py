@@ -18,9 +18,9 @@ from seqrec_jax.runs.settings import RunSettings
 from seqrec_jax.scaling.forecast import WITHIN, Judged, Study, study_frontier
 from seqrec_jax.scaling.frontier import METHODS, points_of
 from seqrec_jax.scaling.joint import JudgedJoint, effects, runs_of, study_joint
-from seqrec_jax.scaling.planner import Planner, Prices, planner_of
+from seqrec_jax.scaling.planner import Planner, Prices, flops_per_unit, planner_of
 from seqrec_jax.scaling.report import write_page, write_plot
-from seqrec_jax.scaling.run_table import read_runs
+from seqrec_jax.scaling.run_table import Curve, read_runs
 
 SUMMARY, PAGE, PLOT = "scaling_law.json", "scaling_law.html", "scaling_law.png"
 UNITS = ("compute", "gpu_hours", "price")  # `compute` as total_flops: multiply-adds of linear layers, forward
@@ -67,14 +67,13 @@ class LawSettings:
         """1 for a metric that rises with compute, -1 for one that falls."""
         return -1 if "loss" in self.metric else 1
 
-    @property
-    def prices(self) -> Prices:
-        """What computing costs."""
-        return Prices(self.flops_per_second, self.price_per_hour)
+    def prices(self, curves: Sequence[Curve]) -> Prices:
+        """What computing costs, by what runs logged."""
+        return Prices(self.flops_per_second, self.price_per_hour, flops_per_unit(curves))
 
-    def computes(self) -> list[float]:
+    def computes(self, prices: Prices) -> list[float]:
         """The budgets, in the unit of total_flops."""
-        return [b if self.unit == "compute" else self.prices.compute(b, self.unit) for b in self.budgets]
+        return [b if self.unit == "compute" else prices.compute(b, self.unit) for b in self.budgets]
 
 
 def _finite(value: Any) -> Any:
@@ -190,7 +189,9 @@ def scaling_law(
     `runs` is the file of an MLflow database, never written to, a store's URI, or a folder of folders of runs.
     """
     law, settings = law or LawSettings(), settings or RunSettings()
-    computes, table = law.computes(), read_runs(runs, law.metric, law.experiment)
+    table = read_runs(runs, law.metric, law.experiment)
+    prices = law.prices(table.curves)
+    computes = law.computes(prices)
     for reason, names in table.skipped.items():
         logging.warning("%d runs are left out, such as %s: it %s", len(names), names[0], reason)
     for reason, n in table.dropped.items():
@@ -206,7 +207,7 @@ def scaling_law(
         results = _finite({
             "metric": law.metric, "runs": used, "chosen": study.chosen, "laws": _laws(study),
             "predictions": _predictions(study, computes),
-            "plans": [] if planner is None else list(_plans(planner, computes, law.prices)),
+            "plans": [] if planner is None else list(_plans(planner, computes, prices)),
             "effects": {name: of._asdict() for name, of in effects(finished, law.draws, law.seed).items()},
             "joint_laws": {name: _joint_law(judged) for name, judged in joint.items()},
             "frontier": {"method": study.frontier.method, "points": frontier},

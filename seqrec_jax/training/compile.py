@@ -20,6 +20,7 @@ from seqrec_jax.model.parameters import Params
 from seqrec_jax.model.recommender import Recommender
 from seqrec_jax.model.spec import Spec
 from seqrec_jax.runs import costs
+from seqrec_jax.runs.step_flops import Flops, traced_flops
 from seqrec_jax.training.config import AUTO, TrainConfig
 from seqrec_jax.training.optimizers import build_optimizer
 from seqrec_jax.training.schedules import Schedule
@@ -44,7 +45,7 @@ class CompiledStep(NamedTuple):
     optimizer: optax.GradientTransformation
     step: jax.stages.Compiled  # see make_train_step
     bytes: int  # memory of one device, while it runs and between steps
-    flops: float  # floating-point operations of a step over all devices, as the compiler plans them
+    flops: Flops  # floating-point operations of a step, over all devices
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,9 +121,8 @@ class StepCompiler:
         rows = 2 if isinstance(size, str) else self.batches(size).rows // self.mesh.size
         self.loss.check(self.catalog.proposal, self.catalog.n_items, rows // config.accumulation_steps)
 
-    def compile(self, batch_size: int) -> CompiledStep:
-        """Compiles the step for a batch size; nothing of the batch's size is allocated. Refuses what prepare does."""
-        batches, schedule, optimizer = self.prepare(batch_size)
+    def trace(self, batches: PackedBatches, optimizer: optax.GradientTransformation) -> tuple[jax.stages.Traced, int]:
+        """The traced step and the bytes of its state; nothing of the batch's size is allocated."""
 
         def fresh(params: Params) -> TrainState:
             trained, fixed = self.tuning.split(params, self.config.seed, self.anchor)
@@ -134,11 +134,17 @@ class StepCompiler:
         state = jax.tree.map(lambda leaf, place: leaf.update(sharding=place, weak_type=False), shapes, places)
         step = make_train_step(self.graph, self.loss, optimizer, self.mesh, self.config, self.tuning)
         batch = split_rows(self.mesh, batches.batch(0, local_shards(self.mesh, batches.shards)))
-        compiled = step.lower(state, self.catalog, batch).compile()
+        return step.trace(state, self.catalog, batch), shapes.bytes
+
+    def compile(self, batch_size: int) -> CompiledStep:
+        """Compiles the step for a batch size. Refuses what prepare does."""
+        batches, schedule, optimizer = self.prepare(batch_size)
+        traced, state_bytes = self.trace(batches, optimizer)
+        compiled = traced.lower().compile()
         needed = costs.compiled_bytes(compiled) + 4 * (self.catalog.n_items + 1) * self.spec.output_size  # evaluation
         if jax.default_backend() == "cpu":
-            needed += shapes.bytes  # a checkpoint's copy
-        return CompiledStep(batch_size, batches, schedule, optimizer, compiled, needed, costs.compiled_flops(compiled))
+            needed += state_bytes  # a checkpoint's copy
+        return CompiledStep(batch_size, batches, schedule, optimizer, compiled, needed, traced_flops(traced))
 
     def largest(self, limit: int) -> CompiledStep:
         """The step of the largest batch, up to an epoch, that fits into `limit` bytes of a device, to a tenth.

@@ -150,7 +150,7 @@ class Trainer:
             "step/grad_norm": norm,
             "step/learning_rate": float(compiled.schedule.learning_rate[p.step - 1]),
             "step/targets_per_second": rate * self._batches.n_targets / per_epoch,
-            "step/mfu": rate * compiled.flops / self._peak_flops,
+            "step/mfu": rate * compiled.flops.model / self._peak_flops,
             "step/waiting_share": (p.waiting - before.waiting) / took,
         } | {f"step/{name}": value for name, value in memory_in_use().items()}
         self._run.metrics.add("step", p.step, epoch, metrics)
