@@ -51,7 +51,7 @@ def test_users_come_with_their_items_in_time_order_whatever_the_partitions(tmp_p
     expected = {}
     for user, item, time in sorted(rows, key=lambda row: row[2]):  # a stable sort: ties in the order of the log
         if int(item[4:]) < 25:
-            expected.setdefault(user, []).append((int(item[4:]), time))
+            expected.setdefault(user, []).append((int(item[4:]), 1_000_000 * time))
     few = sum(len(seen) for user, seen in expected.items() if len(seen) < 40 and user != "user7")
     assert sum(count["rejected"]["user is held out"] for count in counts) == len(expected["user7"])
     assert sum(count["rejected"]["user has fewer than 40 interactions"] for count in counts) == few > 0
