@@ -111,6 +111,7 @@ def run_pipeline(raw: Path, output: Path, memory_limit: str) -> list[dict]:
                 f"--gin_bindings=SOURCE='{raw}'",
                 f"--gin_bindings=OUTPUT='{output}'",
                 f"--gin_bindings=MEMORY_LIMIT='{memory_limit}'",
+                "--gin_bindings=TIES='file'",  # which is what the peers do
             ]
         )
         reports = {each["step"]: each for each in json.loads((output / "etl_report.json").read_text())["steps"]}
