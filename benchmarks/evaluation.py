@@ -1,10 +1,12 @@
 """How fast, and in how much memory, test targets are ranked among a large catalog.
 
     python benchmarks/evaluation.py [--users 1000000] [--items 100000] [--hidden 64] [--mode full] [--json FILE]
+        [--whole] [--longest 100000]
 
 Users and items are made up and written by a process of its own; the model is untrained, which changes nothing of the
 time. Every user has a test target, ranked among all items in blocks: the scores of a million users for 100,000 items
-would be 400 GB.
+would be 400 GB. `--whole` runs all of `evaluate`: validation and test, every baseline, slices and intervals.
+`--longest` adds a user of so many interactions; with it, the split is by ratio, so that a tenth of them are targets.
 """
 
 import argparse
@@ -22,16 +24,18 @@ import pyarrow as pa
 import seqrec_jax as sr
 
 USERS_PER_BLOCK = 1 << 17
-MEAN_LENGTH = 9
+MEAN_LENGTH, WORDS, VOCABULARY = 9, 8, 30_000
 
 
-def _interactions(n_users: int, n_items: int):
-    """Users of three items or more, nine on average; items by popularity, as 1 / (rank + 100)."""
+def _interactions(n_users: int, n_items: int, longest: int):
+    """Users of three items or more, nine on average, and one of `longest`; by popularity, as 1 / (rank + 100)."""
     popularity = 1 / (np.arange(n_items) + 100)
     bounds = np.cumsum(popularity) / popularity.sum()
     for first in range(0, n_users, USERS_PER_BLOCK):
         generator, n = np.random.default_rng(first), min(USERS_PER_BLOCK, n_users - first)
-        offsets = np.concatenate([[0], np.cumsum(3 + generator.poisson(MEAN_LENGTH - 3, n))])
+        lengths = 3 + generator.poisson(MEAN_LENGTH - 3, n)
+        lengths[0] = longest if longest and not first else lengths[0]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
         items = np.searchsorted(bounds, generator.random(offsets[-1])).clip(max=n_items - 1) + 1
         times = np.arange(offsets[-1])
 
@@ -44,42 +48,54 @@ def _interactions(n_users: int, n_items: int):
         })  # fmt: skip
 
 
-def make(folder: str, n_users: int, n_items: int) -> None:
-    """Writes a dataset of items without text."""
+def make(folder: str, n_users: int, n_items: int, longest: int) -> None:
+    """Writes a dataset of items with eight random words each."""
     sys.path[:] = [path for path in sys.path if path != str(Path(__file__).parent)]  # whose etl.py hides the package
     from etl.dataset_writer import write_dataset
 
-    items = pa.table({"item_id": ["", *(f"i{i}" for i in range(n_items))]})
+    words = np.random.default_rng(0).integers(1, VOCABULARY, (n_items + 1, WORDS)).astype(np.int32)
+    items = pa.table({
+        "item_id": ["", *(f"i{i}" for i in range(n_items))],
+        "title_tokens": pa.array([[], *words[1:]], pa.list_(pa.int32())),
+        "title": ["", *(" ".join(map(str, of)) for of in words[1:])],
+    })  # fmt: skip
     write_dataset(
-        Path(folder), _interactions(n_users, n_items), [items], b"", features={}, vocab_size=0, parameters={},
-        inputs=[], rejected={},
+        Path(folder), _interactions(n_users, n_items, longest), [items], b"", features={"title": WORDS},
+        vocab_size=VOCABULARY, parameters={}, inputs=[], rejected={},
     )  # fmt: skip
 
 
 def rank(folder: str, args: argparse.Namespace) -> dict[str, float]:
-    """Ranks all test targets once."""
+    """Ranks all test targets once, or evaluates."""
     from seqrec_jax.devices import device_mesh, replicate
     from seqrec_jax.evaluation.ranking import CorpusRanker
 
-    corpus, mesh = sr.Corpus(folder), device_mesh()
+    corpus, mesh = sr.Corpus(folder, split=sr.by_ratio if args.longest else sr.leave_one_out), device_mesh()
     data = corpus.data
     architecture = sr.Architecture(
         item_encoder="id", n_layers=2, n_heads=2, hidden_size=args.hidden, inner_size=4 * args.hidden
     )
     model = sr.Recommender.create(corpus, architecture, seed=0)
-    ranker = CorpusRanker(model.graph, corpus, corpus.division.test, sr.Ranking(mode=args.mode), mesh)
-    params, features = replicate(mesh, (dict(model.params), model.features(data)))
+    n_targets = len(corpus.division.test.users)
     started = time.perf_counter()
-    ranks = ranker.ranks(params, features)
+    if args.whole:
+        report = sr.evaluate(model, corpus, ranking=sr.Ranking(mode=args.mode))
+        print(*(f"{name}: {of['ndcg_at_10']:.4f}" for name, of in report.baselines.items()), sep="\n")
+    else:
+        ranker = CorpusRanker(model.graph, corpus, corpus.division.test, sr.Ranking(mode=args.mode), mesh)
+        params, features = replicate(mesh, (dict(model.params), model.features(data)))
+        started = time.perf_counter()
+        ranker.ranks(params, features)
     seconds = time.perf_counter() - started
     return {
-        "users": len(ranks),
+        "users": data.n_users,
+        "targets": n_targets,
         "items": data.n_items,
         "interactions": data.n_interactions,
         "hidden": args.hidden,
         "seconds": seconds,
-        "users_per_second": len(ranks) / seconds,
-        "scores_per_second": len(ranks) * data.n_items / seconds,
+        "targets_per_second": n_targets / seconds,
+        "scores_per_second": n_targets * data.n_items / seconds,
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
     }
 
@@ -91,17 +107,22 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--mode", default="full", help="of Ranking: full, sampled<N> or popular<N>")
+    parser.add_argument("--whole", action="store_true", help="all of evaluate, with every baseline")
+    parser.add_argument("--longest", type=int, default=0, help="interactions of one more user")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         dataset = str(Path(folder) / "dataset")
-        maker = multiprocessing.get_context("spawn").Process(target=make, args=(dataset, args.users, args.items))
+        maker = multiprocessing.get_context("spawn").Process(
+            target=make, args=(dataset, args.users, args.items, args.longest)
+        )
         maker.start()
         maker.join()
         figures = rank(dataset, args)
     print(
-        f"{figures['users']:,} users x {figures['items']:,} items, hidden size {args.hidden}, {args.mode}: "
-        f"{figures['seconds']:.0f} s with the compilation, {figures['users_per_second']:,.0f} users/s, "
+        f"{figures['users']:,} users x {figures['items']:,} items, hidden size {args.hidden}, {args.mode}, "
+        f"{figures['targets']:,} test targets: {figures['seconds']:.0f} s with the compilation, "
+        f"{figures['targets_per_second']:,.0f} targets/s, "
         f"{figures['scores_per_second']:.2e} scores/s, peak memory {figures['peak_gb']:.2f} GB"
     )
     if args.json:

@@ -1,14 +1,15 @@
 """How far a metric may be off by the choice of users, and whether two models differ by more than that."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
+from seqrec_jax.data.store import ranges
 from seqrec_jax.evaluation.metrics import per_user
 
 WITHIN = (2.5, 97.5)  # percentiles that bound an interval
-USERS_PER_BLOCK = 1 << 16
+NUMBERS_PER_BLOCK = 1 << 20  # that are drawn at a time
 
 
 def _gains(metric: str) -> tuple[int, np.ndarray]:
@@ -22,22 +23,41 @@ def _if_repeated(users: np.ndarray | None) -> np.ndarray | None:
     return None if users is None or len(np.unique(users)) == len(users) else users
 
 
-def _sums_of_users(values: np.ndarray, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sum of the values of each user's targets, and their number: [users] float64 each."""
-    _, place = np.unique(users, return_inverse=True)
-    return np.bincount(place, values), np.bincount(place).astype(np.float64)
+class _Alike(NamedTuple):
+    """Users whose targets are worth the same, which draws do not tell apart."""
+
+    users: np.ndarray  # [n] int64, how many there are of each kind
+    targets: np.ndarray  # [n] float64, that each of these users has
+    sums: np.ndarray  # [n, metrics] float64, of the values of those targets
+
+    @staticmethod
+    def of(kinds: np.ndarray, values: np.ndarray, users: np.ndarray) -> "_Alike":
+        """Groups users, [targets], by the kinds of their targets, [targets] int, worth `values` [kinds, metrics]."""
+        _, user = np.unique(users, return_inverse=True)
+        mixed = np.random.default_rng(0).integers(0, 1 << 63, len(values), np.uint64)[kinds]
+        order = np.argsort(user, kind="stable")
+        starts = np.flatnonzero(np.diff(user[order], prepend=-1))
+        of_user = np.add.reduceat(mixed[order], starts)  # equal for equal targets, in whatever order
+        _, first, n = np.unique(of_user, return_index=True, return_counts=True)
+        ends = np.append(starts, len(order))
+        targets = np.diff(ends)[first]
+        rows = order[ranges(starts[first], targets)]
+        sums = np.add.reduceat(values[kinds[rows]], np.cumsum(targets) - targets)
+        return _Alike(n, targets.astype(np.float64), sums)
+
+    def draw(self, draws: int, generator: np.random.Generator) -> np.ndarray:
+        """Means over the targets of drawn users, each a Poisson-distributed number of times: [draws, metrics]."""
+        means = []
+        for n in _blocks(draws, len(self.users)):
+            times = generator.poisson(self.users, (n, len(self.users)))
+            means.append((times @ self.sums) / np.maximum(times @ self.targets, 1)[:, None])
+        return np.concatenate(means)
 
 
-def _draw_users(sums: np.ndarray, counts: np.ndarray, draws: int, generator: np.random.Generator) -> np.ndarray:
-    """Means over the targets of drawn users: [draws] float64. A user is drawn a Poisson-distributed number of times."""
-    totals, targets = np.zeros(draws), np.zeros(draws)
-    for first in range(0, len(sums), USERS_PER_BLOCK):
-        place = slice(first, first + USERS_PER_BLOCK)
-        for draw in range(draws):
-            times = generator.poisson(1.0, len(sums[place]))
-            totals[draw] += times @ sums[place]
-            targets[draw] += times @ counts[place]
-    return totals / np.maximum(targets, 1)
+def _blocks(draws: int, size: int) -> Iterator[int]:
+    """How many of so many draws of `size` numbers are made at a time."""
+    at_a_time = max(1, NUMBERS_PER_BLOCK // size)
+    yield from (min(at_a_time, draws - first) for first in range(0, draws, at_a_time))
 
 
 def bootstrap_interval(
@@ -56,7 +76,7 @@ def bootstrap_interval(
         counts = np.bincount(places, minlength=k + 1)
         means = generator.multinomial(len(ranks), counts / len(ranks), draws) @ gains / len(ranks)
     else:
-        means = _draw_users(*_sums_of_users(gains[places], users), draws, generator)
+        means = _Alike.of(places, gains[:, None], users).draw(draws, generator)
     low, high = np.percentile(means, WITHIN)
     return float(low), float(high)
 
@@ -64,9 +84,18 @@ def bootstrap_interval(
 def intervals(
     ranks: np.ndarray, metrics: Iterable[str], draws: int, seed: int, users: np.ndarray | None = None
 ) -> dict[str, list[float]]:
-    """The 95 % interval [low, high] of each `<metric>_at_<k>`; the arguments are bootstrap_interval's."""
-    users = _if_repeated(users)
-    return {metric: list(bootstrap_interval(ranks, metric, draws, seed, users)) for metric in metrics}
+    """The 95 % interval [low, high] of each `<metric>_at_<k>`; the arguments are bootstrap_interval's.
+
+    Where users have several targets, all metrics are of the same draws.
+    """
+    names, users = list(metrics), _if_repeated(users)
+    if users is None or not names:
+        return {metric: list(bootstrap_interval(ranks, metric, draws, seed)) for metric in names}
+    most = max(_gains(name)[0] for name in names)
+    values = np.stack([gains[np.minimum(np.arange(most + 1), k)] for k, gains in map(_gains, names)], axis=1)
+    means = _Alike.of(np.minimum(ranks, most), values, users).draw(draws, np.random.default_rng(seed))
+    bounds = np.percentile(means, WITHIN, axis=0).T
+    return {metric: [float(low), float(high)] for metric, (low, high) in zip(names, bounds, strict=True)}
 
 
 class Difference(NamedTuple):
@@ -103,10 +132,14 @@ def paired_difference(
         swapped = generator.binomial(counts, 0.5, (draws, len(counts)))
         permuted = (counts - 2 * swapped) @ gained / n
     else:
-        gained, targets = _sums_of_users(gains[other] - gains[one], users)
-        counts = np.ones(len(gained), int)
-        drawn = _draw_users(gained, targets, draws, generator)
-        permuted = np.array([(1 - 2 * generator.integers(0, 2, len(gained))) @ gained for _ in range(draws)]) / n
+        values = np.subtract.outer(gains, gains).T.reshape(-1, 1)  # of the second's rank less the first's
+        alike = _Alike.of(one * (k + 1) + other, values, users)
+        gained, counts = alike.sums[:, 0], alike.users
+        drawn = alike.draw(draws, generator)
+        permuted = np.concatenate([
+            (counts - 2 * generator.binomial(counts, 0.5, (some, len(counts)))) @ gained
+            for some in _blocks(draws, len(counts))
+        ]) / n  # fmt: skip
     difference = float(counts @ gained / n)
     low, high = np.percentile(drawn, WITHIN)
     beyond = int((np.abs(permuted) >= abs(difference) * (1 - 1e-9)).sum())
