@@ -1,6 +1,7 @@
 """A dataset folder from RecBole's atomic files (`.inter` and `.item`)."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,11 @@ MAX_TOKENS = {"title": 40, "brand": 8, "keywords": 16}
 
 def read_items(path: Path, max_tokens: Mapping[str, int]) -> tuple[list[str], dict[str, list[str]], dict[str, int]]:
     """Item ids, raw texts of the features that the file has, and what was left out."""
-    table = atomic_files.read(path, ["item_id"])
-    table = table.rename_columns([TITLES.get(name, name) for name in table.column_names])
+    table = atomic_files.read(path, ["item_id"], [*max_tokens, *TITLES]).table
+    names = [TITLES.get(name, name) for name in table.column_names]
+    if len(set(names)) < len(names):
+        raise InputError(f"{path}, line 1: has both {' and '.join(next(iter(TITLES.items())))}; remove one")
+    table = table.rename_columns(names)
     features = [name for name in max_tokens if name in table.column_names]
     if max_tokens and not features:
         raise InputError(
@@ -43,7 +47,7 @@ def read_items(path: Path, max_tokens: Mapping[str, int]) -> tuple[list[str], di
 
 def _bought_items(path: Path) -> list[str]:
     """Ids of the items that occur, in the order of their first appearance."""
-    return atomic_files.read(path, ["item_id"])["item_id"].unique().to_pylist()
+    return atomic_files.read(path, ["item_id"]).table["item_id"].unique().to_pylist()
 
 
 def _items_table(ids: list[str], texts: Mapping[str, list[str]], tokens: Mapping[str, list[list[int]]]) -> pa.Table:
@@ -52,26 +56,29 @@ def _items_table(ids: list[str], texts: Mapping[str, list[str]], tokens: Mapping
     return items_table(pa.table({"item_id": ids, **texts}), pa.table(columns), list(texts))
 
 
-def _read_interactions(path: Path, item_ids: list[str], time_order: TimeOrder) -> tuple[pa.Table, dict[str, int]]:
-    """`interactions.arrow`, with the times as they are in the file, and what was left out."""
-    table = atomic_files.read(path, ["user_id", "item_id", "timestamp"])
-    values = {"timestamps": atomic_files.numbers(path, table, "timestamp")}
-    if "rating" in table.column_names:
-        values["ratings"] = atomic_files.numbers(path, table, "rating").astype(np.float32)
-    items = pc.index_in(table["item_id"], pa.array(item_ids, pa.string())).combine_chunks()
+def _read_interactions(
+    path: Path, item_ids: list[str], time_order: TimeOrder
+) -> tuple[pa.Table, TimeOrder, dict[str, int]]:
+    """`interactions.arrow`, with the times in a unit that keeps their order, that unit, and what was left out."""
+    rows = atomic_files.read(path, ["user_id", "item_id", "timestamp"], ["rating"])
+    times, units_per_second = atomic_files.times(rows, "timestamp")
+    values = {"timestamps": times}
+    if "rating" in rows.table.column_names:
+        values["ratings"] = atomic_files.numbers(rows, "rating", pa.float32())
+    items = pc.index_in(rows.table["item_id"], pa.array(item_ids, pa.large_string())).combine_chunks()
     known = items.is_valid().to_numpy(zero_copy_only=False)
     rejected = {"item not in the .item file": int((~known).sum())} if not known.all() else {}
     if not known.any():
         raise InputError(f"{path}: none of its items is in the .item file")
-    rows = items.fill_null(-1).to_numpy().astype(np.int32) + 1
-    values = {"items": rows, **values}
-    table = table.filter(pa.array(known)).combine_chunks()
-    user_hashes, item_hashes = (hash_of(words_of(table[name].chunk(0))) for name in ("user_id", "item_id"))
-    return sequences_by_first_appearance(
-        table["user_id"],
+    values = {"items": items.fill_null(-1).to_numpy().astype(np.int32) + 1, **values}
+    ids = rows.table.filter(pa.array(known)).combine_chunks()
+    user_hashes, item_hashes = (hash_of(words_of(ids[name].chunk(0))) for name in ("user_id", "item_id"))
+    sequences = sequences_by_first_appearance(
+        ids["user_id"],
         {name: column[known] for name, column in values.items()},
         time_order.tie_keys(user_hashes, item_hashes),
-    ), rejected
+    )
+    return sequences, replace(time_order, units_per_second=units_per_second), rejected
 
 
 @gin.configurable
@@ -118,7 +125,7 @@ def convert(
     else:
         item_ids, texts, rejected_items = _bought_items(inter_path), {}, {}
         inputs = [inter_path]
-    interactions, rejected = _read_interactions(inter_path, item_ids, time_order)
+    interactions, time_order, rejected = _read_interactions(inter_path, item_ids, time_order)
 
     normalized = {name: [tokenizer.normalize(text) for text in column] for name, column in texts.items()}
     if text_tokenizer is None and texts:

@@ -194,7 +194,7 @@ def replaced(name, old, new):
 BAD = {
     r"x\.inter, line 1: column 'timestamp' is missing": replaced("x.inter", "timestamp:float", "time:float"),
     r"x\.inter, line 1: column 'item_id' is missing": replaced("x.inter", "item_id:token", "item:token"),
-    r"x\.inter, line 4: has 3 columns, the header 4": replaced("x.inter", "u1\ta\t3\t10\n", "u1\ta\t3\n"),
+    r"x\.inter, line 4: has 3 columns, not 4": replaced("x.inter", "u1\ta\t3\t10\n", "u1\ta\t3\n"),
     r"x\.inter, line 5: column 'timestamp' is 'soon', which is no number": replaced("x.inter", "2\t30\n", "2\tsoon\n"),
     r"x\.inter, line 2: column 'timestamp' is 'nan'": replaced("x.inter", "u1\tb\t5\t30", "u1\tb\t5\tnan"),
     r"x\.inter, line 8: column 'rating' is ''": replaced("x.inter", "u3\td\t5\t", "u3\td\t\t"),

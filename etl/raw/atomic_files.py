@@ -1,14 +1,37 @@
-"""RecBole's atomic files: tab-separated, with a header of `name:type`."""
+"""RecBole's atomic files: tab-separated, with a header of `name:type`, and nothing quoted."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow import csv
 
+from etl.raw import values
+from etl.raw.csv_blocks import csv_blocks, read_csv
+from etl.raw.text_blocks import BLOCK_BYTES
 from seqrec_jax.errors import InputError
+
+_LONGEST_TIME = 2.0**62
+
+
+class AtomicRows(NamedTuple):
+    """Columns of an atomic file.
+
+    Attributes:
+        path: the file.
+        table: [n], a column of large_string for each that was asked for and is there; no types in the names.
+        lines: [n] int64, the rows' lines, counted from 1.
+    """
+
+    path: Path
+    table: pa.Table
+    lines: np.ndarray
+
+    def refuse(self, row: int, column: str, what: str) -> NoReturn:
+        """Raises an InputError that names a value's place."""
+        raise InputError(f"{self.path}, line {self.lines[row]}: column {column!r} is {what}; mend or remove the line")
 
 
 def find(source: Path, suffix: str) -> Path:
@@ -26,77 +49,89 @@ def find(source: Path, suffix: str) -> Path:
     return found[0]
 
 
-def _columns(path: Path) -> list[str]:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        header = file.readline().rstrip("\r\n")
-    return [column.rsplit(":", 1)[0] for column in header.split("\t")]
-
-
-def _first_bad_row(path: Path, is_bad: Callable[[list[str]], bool]) -> tuple[int, list[str]]:
-    """Line number, counted from 1, and fields of the first row for which is_bad holds."""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        next(file)
-        for number, line in enumerate(file, 2):
-            fields = line.rstrip("\r\n").split("\t")
-            if line.strip("\r\n") and is_bad(fields):
-                return number, fields
-    raise AssertionError(f"{path}: no bad row found")
-
-
-def read(path: Path, required: Sequence[str]) -> pa.Table:
-    """Reads an atomic file, every column as text, the types dropped from the names.
-
-    Raises:
-        InputError: the file is empty, lacks a column, has a row of another width, or is not UTF-8.
-    """
-    names = _columns(path)
+def _columns(path: Path, header: Sequence[str], required: Sequence[str], optional: Sequence[str]) -> dict[str, str]:
+    """Names with their types, by those without, of the columns to read."""
+    names = [name.rsplit(":", 1)[0] for name in header]
     for name in required:
         if name not in names:
             raise InputError(f"{path}, line 1: column {name!r} is missing; the header has {', '.join(names)}")
-    try:
-        table = csv.read_csv(
-            path,
-            read_options=csv.ReadOptions(column_names=names, skip_rows=1),
-            parse_options=csv.ParseOptions(delimiter="\t", quote_char=False, double_quote=False),
-            convert_options=csv.ConvertOptions(
-                column_types={name: pa.string() for name in names}, strings_can_be_null=False
-            ),
-        )
-    except pa.ArrowInvalid as error:
-        text = " ".join(str(error).split())
-        if "Expected" in text and "columns" in text:
-            number, fields = _first_bad_row(path, lambda fields: len(fields) != len(names))
-            raise InputError(f"{path}, line {number}: has {len(fields)} columns, the header {len(names)}") from error
-        if "Empty CSV" in text:  # nothing at all after the header
-            raise InputError(f"{path}: has no rows") from error
-        if "UTF8" in text:
-            raise InputError(f"{path}: is not UTF-8 ({text})") from error
-        raise InputError(f"{path}: {text}") from error
-    if not table.num_rows:
+    found = {bare: name for bare, name in zip(names, header, strict=True) if bare in (*required, *optional)}
+    for bare in found:
+        if names.count(bare) > 1:
+            raise InputError(f"{path}, line 1: has {names.count(bare)} columns {bare!r}; rename all but one")
+    return found
+
+
+def read(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> AtomicRows:
+    """Reads columns of an atomic file as text.
+
+    Args:
+        path: the file.
+        required: columns that must be there, ids among them, which must not be empty.
+        optional: columns to read where they are there.
+
+    Raises:
+        InputError: the file is empty, lacks a column or has one twice, has a row of another width, a value that is not
+            UTF-8, or an empty id.
+    """
+    tables, lines, before, columns = [], [], 0, None
+    for block in csv_blocks(path, b"\t", None, BLOCK_BYTES, quoted=False):
+        columns = columns or _columns(path, block.names, required, optional)
+        table, ordinals, bad, n_lines = read_csv(block, list(columns.values()))
+        if bad:
+            raise InputError(f"{path}, line {before + bad[0].line}: {bad[0].reason}: {bad[0].text}; mend the line")
+        lines.append(before + 1 + (np.arange(n_lines) if ordinals is None else ordinals))
+        tables.append(table.rename_columns(list(columns)))
+        before += n_lines
+    if not sum(table.num_rows for table in tables):
+        _columns(path, [""], () if tables else required, ())
         raise InputError(f"{path}: has no rows")
-    return table
+    rows = AtomicRows(path, pa.concat_tables(tables), np.concatenate(lines))
+    for place, name in enumerate(rows.table.column_names):
+        text, wrong = values.utf8(rows.table[name])
+        if wrong is not None:
+            rows.refuse(int(np.flatnonzero(wrong)[0]), name, "not UTF-8")
+        if name.endswith("_id") and (empty := pc.index(text, "").as_py()) >= 0:
+            rows.refuse(empty, name, "empty")
+        rows = rows._replace(table=rows.table.set_column(place, name, text))
+    return rows
 
 
-def numbers(path: Path, table: pa.Table, column: str) -> np.ndarray:
-    """A column of finite numbers: [rows] float64.
+def numbers(rows: AtomicRows, column: str, kind: pa.DataType) -> np.ndarray:
+    """A column of finite numbers: [n] of a type of floats.
 
     Raises:
         InputError: a value is none; the message names its line.
     """
+    found, wrong = values.numbers(rows.table[column], f"{rows.path}: column {column!r}", kind)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        rows.refuse(row, column, f"{rows.table[column][row].as_py()!r}, which is no number")
+    return found
 
-    def is_number(text: str) -> bool:
-        try:
-            return bool(np.isfinite(float(text)))
-        except ValueError:
-            return False
 
+def times(rows: AtomicRows, column: str) -> tuple[np.ndarray, int]:
+    """A column of times, [n] int64, with what the file says of their order; and how many are a second.
+
+    Raises:
+        InputError: a value is no number, or too large; the message names its line.
+    """
+    text = pc.utf8_trim_whitespace(rows.table[column])
     try:
-        values = pc.cast(pc.utf8_trim_whitespace(table[column]), pa.float64()).to_numpy()
-        if np.isfinite(values).all():
-            return values
-        cause = None
-    except pa.ArrowInvalid as error:
-        cause = error
-    place = table.schema.get_field_index(column)
-    number, fields = _first_bad_row(path, lambda fields: not is_number(fields[place]))
-    raise InputError(f"{path}, line {number}: column {column!r} is {fields[place]!r}, which is no number") from cause
+        return text.cast(pa.int64()).to_numpy(), 1
+    except pa.ArrowInvalid:
+        seconds = numbers(rows, column, pa.float64())
+    largest = float(np.abs(seconds).max())
+    if largest > _LONGEST_TIME:
+        rows.refuse(int(np.abs(seconds).argmax()), column, "too large for a time")
+    digits = max(k for k in range(10) if largest * 10**k <= _LONGEST_TIME)
+    whole = np.floor(seconds)
+    try:  # Decimals of nine digits tell times apart that are the same in floating point.
+        exact = pc.subtract(
+            text.cast(pa.decimal128(29, 9)), pa.array(whole.astype(np.int64)).cast(pa.decimal128(19, 0))
+        )
+        fraction = exact.cast(pa.float64()).to_numpy()
+    except pa.ArrowInvalid:
+        fraction = seconds - whole
+    units = 10**digits
+    return whole.astype(np.int64) * units + np.rint(fraction * units).astype(np.int64), units

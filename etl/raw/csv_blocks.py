@@ -27,12 +27,14 @@ class CsvBlock(NamedTuple):
         delimiter: between their fields.
         names: of the file's columns.
         header_bytes: of the header at the block's start.
+        quoted: whether quotation marks can stand around fields.
     """
 
     text: TextBlock
     delimiter: bytes
     names: list[str]
     header_bytes: int
+    quoted: bool
 
     @property
     def path(self) -> str:
@@ -49,7 +51,9 @@ class CsvBlock(NamedTuple):
         return self._replace(text=self.text.put_aside(path))
 
 
-def csv_blocks(path: Path, delimiter: bytes, header: Sequence[str] | None, block_bytes: int) -> Iterator[CsvBlock]:
+def csv_blocks(
+    path: Path, delimiter: bytes, header: Sequence[str] | None, block_bytes: int, quoted: bool = True
+) -> Iterator[CsvBlock]:
     """Cuts a file into blocks, in its order.
 
     Args:
@@ -57,21 +61,24 @@ def csv_blocks(path: Path, delimiter: bytes, header: Sequence[str] | None, block
         delimiter: one byte.
         header: names of the columns where the file's first line has none.
         block_bytes: of text in a block.
+        quoted: whether quotation marks can stand around fields, which then may hold delimiters and line breaks.
     """
     names, header_bytes = list(header or ()), 0
-    for block in text_blocks(path, block_bytes, delimiter):
+    for block in text_blocks(path, block_bytes, delimiter if quoted else None):
         if not names:
-            names, header_bytes = _read_header(block, delimiter)
-        yield CsvBlock(block, delimiter, names, header_bytes)
+            names, header_bytes = _read_header(block, delimiter, quoted)
+        yield CsvBlock(block, delimiter, names, header_bytes, quoted)
         header_bytes = 0
+    if not names:
+        raise InputError(f"{path}: has no header, nor anything else")
 
 
-def _read_header(block: TextBlock, delimiter: bytes) -> tuple[list[str], int]:
+def _read_header(block: TextBlock, delimiter: bytes, quoted: bool) -> tuple[list[str], int]:
     """Names of the columns, and how many bytes the line of names has."""
     data = block.read()
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise InputError(f"{block.path}: is UTF-16, not UTF-8; convert it (iconv -f UTF-16 -t UTF-8)")
-    quotes = find_quotes(data, delimiter)
+    quotes = find_quotes(data if quoted else b"", delimiter)
     records = find_records(data, quotes)
     if not len(records.starts):
         return [""], len(data)
@@ -96,7 +103,7 @@ def read_csv(block: CsvBlock, columns: Sequence[str]) -> tuple[pa.Table, np.ndar
     """
     whole = block.text.read()
     lines_before, data = count_lines(whole[: block.header_bytes]), whole[block.header_bytes :]
-    quotes = find_quotes(data, block.delimiter) if b'"' in data else None
+    quotes = find_quotes(data, block.delimiter) if block.quoted and b'"' in data else None
     table, wrong = _parse(data, block.delimiter, block.names, columns, quotes, block.path)
     n_lines = count_lines(data)
     if not (wrong or lines_before) and table.num_rows == n_lines:
@@ -138,6 +145,8 @@ def _parse(
         text = np.frombuffer(data, np.uint8).copy()
         text[quotes.stray] = placeholder[0]
         data = text.tobytes()
+    if not _is_utf8(data):
+        data = _plain_where_wide(data, delimiter, len(names), quotes)
     if data.startswith(_BYTE_ORDER_MARK):  # A character here, which Arrow would drop.
         data = b"\n" + data
     try:
@@ -165,3 +174,23 @@ def _parse(
         fixed = [pc.replace_substring(column, placeholder, b'"') for column in table.columns]
         table = pa.table(fixed, names=table.column_names)
     return table, wrong
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        return data.isascii() or bool(data.decode())
+    except UnicodeDecodeError:
+        return False
+
+
+def _plain_where_wide(data: bytes, delimiter: bytes, width: int, quotes: Quotes | None) -> bytes:
+    """The text with the records of another width in ASCII: Arrow, which tells of them, cannot do so in bad UTF-8."""
+    text, records = np.frombuffer(data, np.uint8).copy(), find_records(data, quotes)
+    delimiters = np.flatnonzero(text == delimiter[0])
+    if quotes is not None:
+        delimiters = delimiters[~quotes.around(delimiters)]
+    widths = np.searchsorted(delimiters, records.ends) - np.searchsorted(delimiters, records.starts) + 1
+    for record in np.flatnonzero(widths != width):
+        fields = text[records.starts[record] : records.ends[record]]
+        fields[fields > 127] = ord("?")
+    return text.tobytes()

@@ -23,6 +23,7 @@ NANOSECONDS = UNITS_PER_SECOND["ns"]
 FIRST_SECOND, END_SECOND = 788_918_400, 2_082_758_400  # 1995-01-01 up to 2036-01-01, UTC
 LONGEST_ID = 128
 _OUTSIDE = -1
+_SINGLE = pa.float32()
 _EXACT_BITS = {pa.float16(): 11, pa.float32(): 24, pa.float64(): 53}
 _NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
 _IS_NUMBER = re.compile(_NUMBER, re.ASCII)
@@ -54,7 +55,7 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(pa.large_string()) if pt.is_null(column.type) else column
 
 
-def _utf8(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray | None]:
+def utf8(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray | None]:
     """Bytes or text as [n] large_string, null where it is not UTF-8; and where that is, if anywhere."""
     data = column.cast(pa.large_binary())
     data = data.chunk(0) if data.num_chunks == 1 else data.combine_chunks()
@@ -75,7 +76,7 @@ def texts(column: pa.ChunkedArray, where: str) -> tuple[pa.Array, Faults]:
     """A column of texts, [n] string, what is missing as an empty one."""
     column = _plain(column)
     if _is_text(column.type):
-        values, wrong = _utf8(column)
+        values, wrong = utf8(column)
         values = values.fill_null("").cast(pa.string())
         return values, {} if wrong is None else {"is not UTF-8": wrong}
     if pt.is_nested(column.type):
@@ -98,7 +99,7 @@ def ids(column: pa.ChunkedArray, name: str, where: str) -> tuple[pa.Array, Fault
         column, faults[f"{name} is no exact number"] = _float_ids(column)
     elif not _is_text(kind):
         raise InputError(f"{where} has type {kind}, which is no id; make text or whole numbers of it")
-    values, wrong = _utf8(column)
+    values, wrong = utf8(column)
     if wrong is not None:
         faults[f"{name} is not UTF-8"] = wrong
     if values.null_count:
@@ -127,18 +128,18 @@ def _float_ids(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, np.ndarray]:
     return pa.chunked_array([numbers]), inexact
 
 
-def numbers(column: pa.ChunkedArray, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """A column's numbers, [n] float32, and which are none."""
+def numbers(column: pa.ChunkedArray, where: str, kind: pa.DataType = _SINGLE) -> tuple[np.ndarray, np.ndarray]:
+    """A column's numbers, [n] of a type of floats, and which are none."""
     column = _plain(column)
     if _is_text(column.type):
-        text = pc.utf8_trim_whitespace(_utf8(column)[0])
+        text = pc.utf8_trim_whitespace(utf8(column)[0])
         try:
-            column = text.cast(pa.float32())
+            column = text.cast(kind)
         except pa.ArrowInvalid:
-            column = pc.if_else(pc.match_substring_regex(text, f"^({_NUMBER})$"), text, None).cast(pa.float32())
+            column = pc.if_else(pc.match_substring_regex(text, f"^({_NUMBER})$"), text, None).cast(kind)
     elif not (pt.is_integer(column.type) or pt.is_floating(column.type) or pt.is_decimal(column.type)):
         raise InputError(f"{where} has type {column.type}, which is no number; make numbers of it")
-    values = column.cast(pa.float32(), safe=False).fill_null(float("nan")).to_numpy(zero_copy_only=False)
+    values = column.cast(kind, safe=False).fill_null(float("nan")).to_numpy(zero_copy_only=False)
     return values, ~np.isfinite(values)
 
 
@@ -157,7 +158,7 @@ def times(column: pa.ChunkedArray, unit: str, where: str) -> tuple[np.ndarray, n
     if pt.is_date(kind):
         return _integer_times(column.cast(pa.date64()).cast(pa.int64()), "ms")
     if _is_text(kind):
-        text = pc.utf8_trim_whitespace(_utf8(column)[0])
+        text = pc.utf8_trim_whitespace(utf8(column)[0])
         return _dates(text) if unit == "iso" else _text_times(text, unit)
     if unit != "iso":
         if pt.is_integer(kind):
