@@ -54,7 +54,8 @@ def random_table(draw: random.Random, pieces: list[str] = PIECES) -> Table:
 def written_by_python(table: Table, delimiter: str, draw: random.Random) -> bytes:
     out = io.StringIO(newline="")
     quoting = draw.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
-    writer = csv.writer(out, delimiter=delimiter, quoting=quoting, lineterminator=draw.choice(["\n", "\r\n", "\r"]))
+    end = draw.choice(["\n", "\r\n"] + ["\r"] * (quoting != csv.QUOTE_MINIMAL))
+    writer = csv.writer(out, delimiter=delimiter, quoting=quoting, lineterminator=end)
     writer.writerows([["user", "item", "time", "te,\txt"], *zip(*table, strict=True)])
     return out.getvalue().encode(draw.choice(["utf-8", "utf-8-sig"]))
 

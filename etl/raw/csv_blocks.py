@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from etl.raw.bad_rows import BadRow
-from etl.raw.quoting import Quotes, count_lines, find_quotes, find_records
+from etl.raw.quoting import Quotes, count_lines, find_quotes, find_records, lone_returns
 from etl.raw.text_blocks import TextBlock, text_blocks
 from seqrec_jax.errors import InputError
 
@@ -78,8 +78,8 @@ def _read_header(block: TextBlock, delimiter: bytes, quoted: bool) -> tuple[list
     data = block.read()
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise InputError(f"{block.path}: is UTF-16, not UTF-8; convert it (iconv -f UTF-16 -t UTF-8)")
-    quotes = find_quotes(data if quoted else b"", delimiter)
-    records = find_records(data, quotes)
+    quotes = find_quotes(data if quoted else b"", delimiter, block.returns)
+    records = find_records(data, quotes, block.returns)
     if not len(records.starts):
         return [""], len(data)
     first, end = int(records.starts[0]), int(records.ends[0])
@@ -101,14 +101,14 @@ def read_csv(block: CsvBlock, columns: Sequence[str]) -> tuple[pa.Table, np.ndar
         The columns, [n] large_binary; ordinals of their rows' lines in the block, or None where row i is line i; rows
         of another width; and how many lines the block has.
     """
-    whole = block.text.read()
-    lines_before, data = count_lines(whole[: block.header_bytes]), whole[block.header_bytes :]
-    quotes = find_quotes(data, block.delimiter) if block.quoted and b'"' in data else None
-    table, wrong = _parse(data, block.delimiter, block.names, columns, quotes, block.path)
-    n_lines = count_lines(data)
+    whole, returns = block.text.read(), block.text.returns
+    lines_before, data = count_lines(whole[: block.header_bytes], returns), whole[block.header_bytes :]
+    quotes = find_quotes(data, block.delimiter, returns) if block.quoted and b'"' in data else None
+    table, wrong = _parse(data, block, columns, quotes)
+    n_lines = count_lines(data, returns)
     if not (wrong or lines_before) and table.num_rows == n_lines:
         return table, None, [], n_lines
-    records = find_records(data, quotes)
+    records = find_records(data, quotes, returns)
     bad = []
     for number, width in wrong:
         text = data[records.starts[number] : records.ends[number]]
@@ -119,17 +119,12 @@ def read_csv(block: CsvBlock, columns: Sequence[str]) -> tuple[pa.Table, np.ndar
 
 
 def _parse(
-    data: bytes,
-    delimiter: bytes,
-    names: Sequence[str],
-    columns: Sequence[str],
-    quotes: Quotes | None,
-    path: str,
+    data: bytes, block: CsvBlock, columns: Sequence[str], quotes: Quotes | None
 ) -> tuple[pa.Table, list[tuple[int, int]]]:
-    """Columns of records as bytes, and ordinal and width of the records of another width.
+    """Columns of a block's records as bytes, and ordinal and width of the records of another width.
 
-    Marks that open no field stand for themselves; Arrow, which would take them to open one, is given a control
-    character that does not occur in their place.
+    Marks that open no field and carriage returns that end no line stand for themselves; Arrow, which would take them to
+    do so, is given control characters that do not occur in their place.
     """
     wrong: list[tuple[int, int]] = []
 
@@ -137,16 +132,21 @@ def _parse(
         wrong.append((row.number - 1, row.actual_columns))
         return "skip"
 
-    placeholder = None
+    names, hidden = block.names, {}
     if quotes is not None and len(quotes.stray):
-        placeholder = next((bytes([code]) for code in _CONTROLS if bytes([code]) not in data), None)
-        if placeholder is None:
-            raise InputError(f"{path}: holds every control character, and quotation marks that open no field; clean it")
-        text = np.frombuffer(data, np.uint8).copy()
-        text[quotes.stray] = placeholder[0]
-        data = text.tobytes()
+        hidden[b'"'] = quotes.stray
+    if not block.text.returns and len(returns := lone_returns(data)[: -1 if data.endswith(b"\r") else None]):
+        hidden[b"\r"] = returns
+    placeholders = [bytes([code]) for code in _CONTROLS if bytes([code]) not in data] if hidden else []
+    if len(placeholders) < len(hidden):
+        raise InputError(f"{block.path}: holds every control character beside stray marks or returns; remove them")
     if not _is_utf8(data):
-        data = _plain_where_wide(data, delimiter, len(names), quotes)
+        data = _plain_where_wide(data, block, quotes)
+    if hidden:
+        text = np.frombuffer(data, np.uint8).copy()
+        for placeholder, places in zip(placeholders, hidden.values(), strict=False):
+            text[places] = placeholder[0]
+        data = text.tobytes()
     if data.startswith(_BYTE_ORDER_MARK):  # A character here, which Arrow would drop.
         data = b"\n" + data
     try:
@@ -154,7 +154,7 @@ def _parse(
             pa.BufferReader(data),
             csv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=names),
             csv.ParseOptions(
-                delimiter=delimiter.decode(),
+                delimiter=block.delimiter.decode(),
                 quote_char=False if quotes is None else '"',
                 newlines_in_values=quotes is not None,
                 invalid_row_handler=leave_out,
@@ -168,11 +168,11 @@ def _parse(
         )
     except pa.ArrowInvalid as error:
         if "Empty CSV" not in str(error):
-            raise InputError(f"{path}: {' '.join(str(error).split())}") from error
+            raise InputError(f"{block.path}: {' '.join(str(error).split())}") from error
         table = pa.table({name: pa.array([], pa.large_binary()) for name in columns})
-    if placeholder is not None:
-        fixed = [pc.replace_substring(column, placeholder, b'"') for column in table.columns]
-        table = pa.table(fixed, names=table.column_names)
+    for placeholder, character in zip(placeholders, hidden, strict=False):
+        shown = [pc.replace_substring(column, placeholder, character) for column in table.columns]
+        table = pa.table(shown, names=table.column_names)
     return table, wrong
 
 
@@ -183,14 +183,14 @@ def _is_utf8(data: bytes) -> bool:
         return False
 
 
-def _plain_where_wide(data: bytes, delimiter: bytes, width: int, quotes: Quotes | None) -> bytes:
+def _plain_where_wide(data: bytes, block: CsvBlock, quotes: Quotes | None) -> bytes:
     """The text with the records of another width in ASCII: Arrow, which tells of them, cannot do so in bad UTF-8."""
-    text, records = np.frombuffer(data, np.uint8).copy(), find_records(data, quotes)
-    delimiters = np.flatnonzero(text == delimiter[0])
+    text, records = np.frombuffer(data, np.uint8).copy(), find_records(data, quotes, block.text.returns)
+    delimiters = np.flatnonzero(text == block.delimiter[0])
     if quotes is not None:
         delimiters = delimiters[~quotes.around(delimiters)]
     widths = np.searchsorted(delimiters, records.ends) - np.searchsorted(delimiters, records.starts) + 1
-    for record in np.flatnonzero(widths != width):
+    for record in np.flatnonzero(widths != len(block.names)):
         fields = text[records.starts[record] : records.ends[record]]
         fields[fields > 127] = ord("?")
     return text.tobytes()

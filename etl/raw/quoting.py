@@ -2,7 +2,8 @@
 
 A mark at a field's start opens a quoted field only if a later mark, not doubled, closes it just before a delimiter or a
 line's end, at most `LONGEST_FIELD` bytes away. Every other mark outside a quoted field is a character like any other.
-A line ends with a line feed, a carriage return, or both.
+A line ends with a line feed, also after a carriage return. Where a file's first line ends with a carriage return alone,
+so can all of its lines; elsewhere one alone is a character like any other.
 """
 
 from typing import NamedTuple
@@ -62,17 +63,19 @@ class _Marks:
         next_start: [n + 1] the first mark from each on that stands at a field's start; n where none does.
     """
 
-    def __init__(self, data: bytes, delimiter: bytes):
+    def __init__(self, data: bytes, delimiter: bytes, returns: bool):
         text = np.frombuffer(data, np.uint8)
         separates = np.zeros(256, bool)
-        separates[[delimiter[0], _LF, _CR]] = True
+        separates[[delimiter[0], _LF, *([_CR] if returns else [])]] = True
         self.places = np.flatnonzero(text == _MARK)
         self._starts = separates[text[self.places - 1]]
         self._starts[:1] |= self.places[:1] == 0
         doubled = np.diff(self.places) == 1
         self._can_open = self._starts.copy()
         self._can_open[1:] |= doubled
-        self._can_close = separates[text[np.minimum(self.places + 1, len(text) - 1)]]
+        after, second = (text[np.minimum(self.places + n, len(text) - 1)] for n in (1, 2))
+        at_end = self.places >= len(text) - 2
+        self._can_close = separates[after] | ((after == _CR) & ((second == _LF) | at_end))
         self._can_close[-1:] |= self.places[-1:] == len(text) - 1
         self._can_close[:-1] |= doubled
         self._too_long = len(text) > LONGEST_FIELD
@@ -106,15 +109,16 @@ class _Marks:
         return self._of_parity[parity]
 
 
-def find_quotes(data: bytes, delimiter: bytes, at_end: bool = True) -> Quotes:
+def find_quotes(data: bytes, delimiter: bytes, returns: bool = False, at_end: bool = True) -> Quotes:
     """Tells a text's quotation marks apart.
 
     Args:
         data: begins with a record.
         delimiter: one byte.
+        returns: whether a carriage return alone ends a line.
         at_end: whether nothing follows; otherwise a field may be closed later.
     """
-    marks = _Marks(data, delimiter)
+    marks = _Marks(data, delimiter, returns)
     places, n = marks.places, len(marks.places)
     runs, stray, first, decided = [], [], marks.next_start[0], len(data)
     while first < n:
@@ -137,42 +141,60 @@ def find_quotes(data: bytes, delimiter: bytes, at_end: bool = True) -> Quotes:
     return Quotes(within[::2], within[1::2], places[stray], decided)
 
 
-def end_of_records(data: bytes, delimiter: bytes | None) -> int:
+def end_of_records(data: bytes, delimiter: bytes | None, returns: bool = False) -> int:
     """Where the last record ends that is certain to be whole, whatever follows; 0 where none is.
 
     Args:
         data: begins with a record.
         delimiter: one byte; None for a text without quotation, whose lines are its records.
+        returns: whether a carriage return alone ends a line.
     """
     bound, quotes = len(data), None
     if delimiter is not None and b'"' in data:
-        quotes = find_quotes(data, delimiter, at_end=False)
+        quotes = find_quotes(data, delimiter, returns, at_end=False)
         bound = quotes.decided
     while True:
-        feed = data.rfind(b"\n", 0, bound)
-        end = max(feed, data.rfind(b"\r", feed + 1, min(bound, len(data) - 1)))
+        end = data.rfind(b"\n", 0, bound)
+        if returns:
+            end = max(end, data.rfind(b"\r", end + 1, min(bound, len(data) - 1)))
         within = -1 if quotes is None else int(np.searchsorted(quotes.opening, end)) - 1
         if quotes is None or end < 0 or within < 0 or quotes.closing[within] < end:
             return end + 1
         bound = int(quotes.opening[within])
 
 
-def count_lines(data: bytes) -> int:
+def count_lines(data: bytes, returns: bool = False) -> int:
     """Lines of a text, the last of which need not be ended."""
     if not data:
         return 0
-    ends = data.count(b"\n") + (data.count(b"\r") - data.count(b"\r\n") if b"\r" in data else 0)
-    return ends + (data[-1] not in b"\r\n")
+    ends = data.count(b"\n") + (data.count(b"\r") - data.count(b"\r\n") if returns else 0)
+    return ends + (data[-1] not in (b"\r\n" if returns else b"\n"))
 
 
-def find_records(data: bytes, quotes: Quotes | None) -> Records:
-    """The records of a text, which begins and ends with one."""
+def lone_returns(data: bytes) -> np.ndarray:
+    """Positions of the carriage returns that no line feed follows."""
+    if b"\r" not in data:
+        return np.zeros(0, np.int64)
+    text = np.frombuffer(data, np.uint8)
+    found = np.flatnonzero(text == _CR)
+    return found[text[np.minimum(found + 1, len(text) - 1)] != _LF]
+
+
+def ends_with_returns(data: bytes, delimiter: bytes | None) -> bool:
+    """Whether a carriage return alone ends a file's first line, judged by its first bytes."""
+    if not len(lone_returns(data)):
+        return False
+    quotes = None if delimiter is None else find_quotes(data, delimiter, returns=True)
+    end = find_records(data, quotes, returns=True).ends[:1]
+    return bool(len(end) and data[end[0] : end[0] + 1] == b"\r")
+
+
+def find_records(data: bytes, quotes: Quotes | None, returns: bool = False) -> Records:
+    """The records of a text, which begins and ends with one; `returns` as above."""
     text = np.frombuffer(data, np.uint8)
     is_end = text == _LF
-    if b"\r" in data:
-        lone = text == _CR
-        lone[:-1] &= ~is_end[1:]
-        is_end |= lone
+    if returns:
+        is_end[lone_returns(data)] = True
     ends = np.flatnonzero(is_end)
     if data and not is_end[-1]:
         ends = np.append(ends, len(data))

@@ -10,12 +10,13 @@ from typing import NamedTuple
 from isal import igzip_threaded
 from isal.igzip_lib import IsalError
 
-from etl.raw.quoting import end_of_records
+from etl.raw.quoting import end_of_records, ends_with_returns
 from seqrec_jax.errors import InputError
 
 BLOCK_BYTES = 16 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_BYTES_TO_JUDGE = 1 << 16
 
 
 class TextBlock(NamedTuple):
@@ -27,6 +28,7 @@ class TextBlock(NamedTuple):
         stop: byte after the last one.
         data: the text itself, where the file is compressed; or a file that holds nothing else.
         file_bytes: bytes of the file, as it lies on the disk, that the block stands for.
+        returns: whether carriage returns alone end the file's lines.
     """
 
     path: str
@@ -34,6 +36,7 @@ class TextBlock(NamedTuple):
     stop: int
     data: bytes | Path | None
     file_bytes: int
+    returns: bool
 
     def read(self) -> bytes:
         """The block's text."""
@@ -82,6 +85,8 @@ def text_blocks(path: Path, block_bytes: int = BLOCK_BYTES, delimiter: bytes | N
     """
     told, compressed = 0, path.suffix == ".gz"
     try:
+        with _opened(path) as (_, file):
+            returns = ends_with_returns(file.read(_BYTES_TO_JUDGE), delimiter)
         with _opened(path) as (raw, file):
             pending = file.read(len(_BYTE_ORDER_MARK))
             start = len(pending) if pending == _BYTE_ORDER_MARK else 0
@@ -92,11 +97,11 @@ def text_blocks(path: Path, block_bytes: int = BLOCK_BYTES, delimiter: bytes | N
                 text = file.read(missing if missing > 0 else block_bytes)
                 is_whole = not (text and file.peek(1))
                 pending = b"".join((pending, text)) if pending else text
-                cut = len(pending) if is_whole else end_of_records(pending, delimiter)
+                cut = len(pending) if is_whole else end_of_records(pending, delimiter, returns)
                 if cut:
                     at = raw.tell() if compressed else start + cut
                     data = pending[:cut] if compressed else None
-                    yield TextBlock(str(path), start, start + cut, data, at - told)
+                    yield TextBlock(str(path), start, start + cut, data, at - told, returns)
                     start, told, pending = start + cut, at, pending[cut:]
     except (EOFError, gzip.BadGzipFile, IsalError) as error:  # type: ignore[misc]  # The stub has an instance.
         raise InputError(f"{path}: is truncated or no gzip file ({error}); fetch it again") from error
