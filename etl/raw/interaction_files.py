@@ -49,8 +49,9 @@ class InteractionFiles:
     """Where a log's files are and what their columns mean.
 
     Attributes:
-        files: names or patterns, relative to SOURCE; the suffix tells the format: `.csv`, `.tsv`, `.json`, `.jsonl`
-            (each also with `.gz`) or `.parquet`. Several files are read in the order of their names.
+        files: names or patterns, relative to SOURCE, of files or of folders of them; the suffix tells the format:
+            `.csv`, `.tsv`, `.json`, `.jsonl` (each also with `.gz`) or `.parquet`. They are read in the order of their
+            names.
         user: column of the user's id.
         item: column of the item's id.
         timestamp: column of the time.
