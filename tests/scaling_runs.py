@@ -1,11 +1,14 @@
 """MLflow databases of made-up runs that follow a known law."""
 
+import itertools
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from seqrec_jax.scaling.run_table import Curve
 
 BATCH = 128
 METRIC = "valid/ndcg_at_5"
@@ -54,6 +57,22 @@ def params_of(width: int, depth: int, data: int, epochs: int, negatives: int = 1
 
 def compute_of(params: Mapping[str, Any], epochs: float) -> float:
     return epochs * params["total_flops"] * params["n_inters"] / BATCH
+
+
+def additive(params: Mapping[str, Any], epochs: float) -> float:
+    """A law that is additive in parameters and targets seen."""
+    return 0.17 - 0.9 * params["model_non_emb_params"] ** -0.35 - 2.2 * (epochs * params["n_inters"]) ** -0.3
+
+
+def additive_curves(noise: float, seed: int) -> list[Curve]:
+    """60 runs that are small, some of 5 epochs and some of 20, whose metric is the additive law, times noise."""
+    generator, curves = np.random.default_rng(seed), []
+    for place in itertools.product((16, 32, 64, 128, 256), (1, 2), (50_000, 100_000, 200_000), (5, 20)):
+        params = params_of(*place)
+        epochs = np.arange(1.0, params["epochs"] + 1)
+        values = np.array([additive(params, of) for of in epochs]) * np.exp(generator.normal(0, noise, len(epochs)))
+        curves.append(Curve(str(place), params, epochs, values, compute_of(params, 1) * epochs))
+    return curves
 
 
 def grid_of_runs(

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
-from scaling_runs import compute_of, grid_of_runs, params_of
+from scaling_runs import additive, additive_curves, compute_of, grid_of_runs, params_of
 
-from seqrec_jax.scaling.joint import JointLaw, Runs, effects, fit_joint, runs_of, study_joint
+from seqrec_jax.scaling.forecast import study_frontier
+from seqrec_jax.scaling.frontier import points_of
+from seqrec_jax.scaling.joint import JointLaw, Runs, effects, fit_joint, no_worse, runs_of, study_joint
 from seqrec_jax.scaling.planner import Prices, cost_of, flops_per_unit, planner_of
 from seqrec_jax.scaling.run_table import Curve
 
@@ -34,7 +36,7 @@ def product_law(compute, params):
 
 def test_runs_hold_what_they_ended_with():
     runs = runs_of(curves_of(product_law))
-    assert set(runs.variables) == {"width", "depth", "parameters", "data", "negatives", "epochs"}
+    assert set(runs.variables) == {"width", "depth", "parameters", "data", "negatives", "epochs", "targets"}
     assert runs.varying(("width", "negatives", "epochs")) == ("width",)
     np.testing.assert_allclose(runs.compute[0], compute_of(params_of(32, 1, 30_000, 8), 8))
 
@@ -70,6 +72,25 @@ def test_the_form_that_forecasts_best_is_first():
         judged = study_joint(runs_of(curves_of(law, noise=0.005)), 5, 0)
         assert next(iter(judged)) == f"{form} in width and depth"
         assert next(iter(judged.values())).error < 0.02
+
+
+def test_what_an_additive_law_will_give_is_not_promised_by_a_law_that_forecasts_worse():
+    curves = additive_curves(noise=0.01, seed=0)
+    runs, larger = runs_of(curves), params_of(512, 4, 2_000_000, 16)
+    truth = additive(larger, 16)
+    variables = {"width": 512, "depth": 4, "parameters": larger["model_non_emb_params"], "data": 2e6, "epochs": 16}
+    study = study_frontier(points_of(curves, 1, 0.1), 20, 0)
+    error = study.judged[study.chosen].error
+    assert study.expect([compute_of(larger, 16)])[0] == pytest.approx(truth, rel=0.03)
+    joint = study_joint(runs, 5, 0)
+    offered = no_worse(joint, error)
+    assert next(iter(offered)) == "power_with_offset in parameters and targets"
+    for judged in offered.values():
+        assert judged.law.evaluate(variables) == pytest.approx(truth, rel=0.04)
+    # Laws that know data and epochs apart promise a fifth too much.
+    apart = {name: judged for name, judged in joint.items() if "targets" not in name}
+    assert next(iter(apart.values())).law.evaluate(variables) > 1.15 * truth
+    assert no_worse(apart, error) == {}
 
 
 def test_fewer_runs_than_parameters_carry_no_joint_law():

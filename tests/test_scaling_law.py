@@ -6,7 +6,7 @@ import sys
 
 import mlflow
 import pytest
-from scaling_runs import METRIC, MadeRun, grid_of_runs, params_of, write_database
+from scaling_runs import METRIC, MadeRun, additive_curves, grid_of_runs, params_of, write_database
 
 from seqrec_jax.errors import InputError
 from seqrec_jax.runs.settings import RunSettings, Tracking
@@ -48,13 +48,29 @@ def test_the_law_of_the_runs_is_found_with_its_forecast(analysis):
         parameter = results["laws"]["power_with_offset"]["parameters"][name]
         assert parameter["low"] <= truth <= parameter["high"]
     assert {"width", "depth", "data"} <= set(results["effects"])
-    assert [plan["budget"] for plan in results["plans"]] == [1e16, 1e17]
+    assert results["plans"] == []  # of a law of compute alone no joint law forecasts as well
+
+
+def test_a_joint_law_that_forecasts_as_well_plans(tmp_path, caplog):
+    curves = additive_curves(0.01, seed=0)
+    runs = [MadeRun(of.params, dict(zip(of.epochs.astype(int).tolist(), of.values, strict=True))) for of in curves]
+    write_database(tmp_path / "runs.sqlite", runs)
+    results = scaling_law(
+        str(tmp_path / "runs.sqlite"), tmp_path / "law", LawSettings(METRIC, budgets=[1e14], draws=20)
+    )
+    (plan,) = results["plans"]
+    chosen = results["laws"][results["chosen"]]
+    assert plan["forecast_error"] <= chosen["forecast_error"]
+    assert plan["metric"] == pytest.approx(results["predictions"][0]["metric"], rel=0.05)
+    assert "What to train" in (tmp_path / "law" / "scaling_law.html").read_text()
+    assert [table.title for table in scaling_law_tables(results)][-1] == "What to train"
+    assert "no plan" not in caplog.text
 
 
 def test_the_tables_of_the_terminal(analysis):
     titles = [table.title for table in scaling_law_tables(analysis[1])]
     assert titles == [
-        "Laws over compute", "Predictions", "What doubling does, all else equal", "Joint laws", "What to train",
+        "Laws over compute", "Predictions", "What doubling does, all else equal", "Joint laws",
     ]  # fmt: skip
 
 

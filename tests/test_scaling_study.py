@@ -116,7 +116,7 @@ def test_the_largest_runs_are_forecast_before_they_are_made(tmp_path, monkeypatc
         params = json.loads((tmp_path / "study" / "runs" / row["run"] / "results.json").read_text())["params"]
         assert row["compute"] == pytest.approx(6 * 2000 * int(params["total_flops"]) / BATCH)
         assert abs(row["frontier_error"]) < 0.03
-        assert abs(row["joint_error"]) < 0.05
+        assert row["joint"] is None  # these runs follow a law of compute, so no joint law forecasts as well
     assert json.loads((tmp_path / "study" / "scaling_study.json").read_text()) == results
     assert json.loads((tmp_path / "study" / "law" / "scaling_law.json").read_text())["runs"]["used"] == 18
     # Given once more, nothing is run and the forecast stays what it was.

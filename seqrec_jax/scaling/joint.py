@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -19,9 +19,17 @@ PARAMS = {"width": "hidden_size", "depth": "n_layers", "parameters": "model_non_
 SETS = {
     "width and depth": ("width", "depth", "data", "epochs", "negatives"),
     "parameters": ("parameters", "data", "epochs", "negatives"),
+    "width, depth and targets": ("width", "depth", "targets", "negatives"),
+    "parameters and targets": ("parameters", "targets", "negatives"),
 }
 # scale * product of v^exponent; intercept + sum of slope * ln v; limit - sum of scale * v^-exponent
 FORMS = ("power", "log_linear", "power_with_offset")
+
+
+def with_targets(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with `targets`, those seen in training: of all epochs, an epoch's being `data`."""
+    whole = {"data", "epochs"} <= set(variables)
+    return dict(variables) | ({"targets": variables["data"] * variables["epochs"]} if whole else {})
 
 
 class Runs(NamedTuple):
@@ -50,7 +58,7 @@ def runs_of(curves: Sequence[Curve]) -> Runs:
     }
     variables["epochs"] = np.array([curve.epochs[-1] for curve in curves])
     ends = (np.array([getattr(curve, name)[-1] for curve in curves]) for name in ("values", "compute"))
-    return Runs(variables, *ends)
+    return Runs(with_targets(variables), *ends)
 
 
 class Effect(NamedTuple):
@@ -96,6 +104,7 @@ class JointLaw:
 
     def evaluate(self, variables: Mapping[str, np.ndarray | float]) -> np.ndarray:
         """The metric, for variables of shapes that broadcast."""
+        variables = with_targets(variables)
         logs = [np.log(variables[name]) - centre for name, centre in zip(self.variables, self.centres, strict=True)]
         return np.maximum(_value(self.form, self.theta, logs), SMALLEST)
 
@@ -187,6 +196,8 @@ def study_joint(runs: Runs, draws: int, seed: int, cuts: Sequence[float] = ()) -
         variables = runs.varying(names)
         if not {"width", "parameters"} & set(variables) and "data" not in variables:
             continue
+        if "targets" in names and len(runs.varying(("targets", "data", "epochs"))) < 3:
+            continue  # the law in data, or in epochs, is the same
         for form in FORMS:
             if not (used := runs.varying(variables, 3) if form == "power_with_offset" else variables):
                 continue
@@ -204,3 +215,8 @@ def study_joint(runs: Runs, draws: int, seed: int, cuts: Sequence[float] = ()) -
                     drawn.append(fit_joint(form, used, some, law))
             found[f"{form} in {of_set}"] = JudgedJoint(law, drawn, noise, forecasts, error)
     return dict(sorted(found.items(), key=lambda item: (not np.isfinite(item[1].error), item[1].error)))
+
+
+def no_worse(joint: Mapping[str, JudgedJoint], error: float) -> dict[str, JudgedJoint]:
+    """The joint laws that forecast larger runs at least as well as the law over compute, whose error that is."""
+    return {name: judged for name, judged in joint.items() if judged.error <= error}

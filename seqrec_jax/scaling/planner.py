@@ -102,8 +102,9 @@ class Planner:
     def plan(self, compute: float) -> dict[str, Any] | None:
         """The best that a budget, in the unit of total_flops, pays for; None where nothing can be had for it.
 
-        That is width, depth, data, epochs, compute spent, the metric and its 95 % interval, the parts that lie beyond
-        all runs, and `doubling`: of each part the ratio that doubling it brings of the metric and of the cost.
+        That is width, depth, data, epochs, compute spent, the metric and its 95 % interval, the law's mean error in
+        forecasts of held-back runs, in ln of the metric, the parts that lie beyond all runs, and `doubling`: of each
+        part the ratio that doubling it brings of the metric and of the cost.
         """
         choices = self._affordable(compute)
         if np.isnan(choices["data"]).all():
@@ -115,6 +116,7 @@ class Planner:
         of_runs = self.runs.variables
         beyond = [of for of, value in chosen.items() if not of_runs[of].min() <= value <= of_runs[of].max()]
         metric = {"metric": self._value(self.judged.law, chosen), "low": float(low), "high": float(high)}
+        metric["forecast_error"] = self.judged.error
         spent = {"epochs": self.epochs, "compute": self._cost(chosen)}
         doubling = {name: self._doubled(name, chosen) for name in chosen}
         return {**chosen, **spent, **metric, "beyond_runs": beyond, "doubling": doubling}
@@ -137,9 +139,9 @@ class Planner:
 def planner_of(
     curves: Sequence[Curve], runs: Runs, joint: Mapping[str, JudgedJoint], sign: int, epochs: float | None
 ) -> Planner | None:
-    """A planner by the joint law in width, depth and data that forecasts best; None where there is no such law."""
+    """A planner by the joint law in width, depth and data that comes first; None where there is no such law."""
     epochs = float(np.median(runs.variables["epochs"])) if epochs is None else epochs
     for judged in joint.values():
-        if {"width", "data"} <= set(judged.law.variables) and np.isfinite(judged.error):
+        if "width" in judged.law.variables and {"data", "targets"} & set(judged.law.variables):
             return Planner(judged, cost_of(curves), runs, sign, epochs)
     return None

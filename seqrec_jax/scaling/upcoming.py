@@ -7,7 +7,7 @@ import numpy as np
 
 from seqrec_jax.scaling.forecast import study_frontier
 from seqrec_jax.scaling.frontier import points_of
-from seqrec_jax.scaling.joint import JudgedJoint, runs_of, study_joint
+from seqrec_jax.scaling.joint import JudgedJoint, no_worse, runs_of, study_joint, with_targets
 from seqrec_jax.scaling.run_table import Curve
 
 LEAST_SHARE = 0.1
@@ -36,17 +36,18 @@ def forecast_runs(
 ) -> dict[str, Any]:
     """Forecasts runs from the curves of smaller ones; InputError where there are too few for a law.
 
-    Returns `runs` that it was made from, the `law` of the frontier, the `joint_law` (None where none can be fitted),
-    and `forecasts`: of each run what the best of its compute is expected to reach, with the law's 95 % interval, and,
-    by the joint law, what the run itself is expected to end with, with the 95 % interval of a single run. `sign` is 1
+    Returns `runs` that it was made from, the `law` of the frontier, the `joint_law` (None where the law of the frontier
+    forecasts held-back runs better), their mean errors on those, and `forecasts`: of each run what the best of its
+    compute is expected to reach, with the law's 95 % interval, and, by the joint law, what the run itself is expected
+    to end with, with the 95 % interval of a single run. `sign` is 1
     for a metric that rises with compute, -1 for one that falls; `draws` are bootstrap draws of runs.
     """
     with np.errstate(all="ignore"):
         study, finished = study_frontier(points_of(curves, sign, LEAST_SHARE), draws, seed), runs_of(curves)
-        known = set(upcoming[0].variables) & set(finished.variables)
-        joint = study_joint(finished, draws, seed)
-        fitting = [name for name, of in joint.items() if set(of.law.variables) <= known and np.isfinite(of.error)]
-        name, judged = (fitting[0], joint[fitting[0]]) if fitting else (None, None)
+        known, error = set(with_targets(upcoming[0].variables)), study.judged[study.chosen].error
+        joint = no_worse(study_joint(finished, draws, seed), error)
+        fitting = ((name, of) for name, of in joint.items() if set(of.law.variables) <= known)
+        name, judged = next(fitting, (None, None))
         columns = zip(*(column.tolist() for column in study.expect([run.compute for run in upcoming])), strict=True)
         forecasts = [
             {
@@ -55,7 +56,8 @@ def forecast_runs(
             }
             for run, (metric, low, high) in zip(upcoming, columns, strict=True)
         ]  # fmt: skip
-    return {"runs": len(curves), "law": study.chosen, "joint_law": name, "forecasts": forecasts}
+    laws = {"law": study.chosen, "law_error": error, "joint_law": name}
+    return {"runs": len(curves), **laws, "joint_law_error": judged and judged.error, "forecasts": forecasts}
 
 
 def with_outcomes(forecast: Mapping[str, Any], curves: Mapping[str, Curve], sign: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from seqrec_jax.runs.run import CONFIG_TEXT, Run
 from seqrec_jax.runs.settings import RunSettings
 from seqrec_jax.scaling.forecast import WITHIN, Judged, Study, study_frontier
 from seqrec_jax.scaling.frontier import METHODS, points_of
-from seqrec_jax.scaling.joint import JudgedJoint, effects, runs_of, study_joint
+from seqrec_jax.scaling.joint import JudgedJoint, effects, no_worse, runs_of, study_joint
 from seqrec_jax.scaling.planner import Planner, Prices, flops_per_unit, planner_of
 from seqrec_jax.scaling.report import write_page, write_plot
 from seqrec_jax.scaling.run_table import Curve, read_runs
@@ -168,7 +168,8 @@ def law_tables(results: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
             for name, law in results["joint_laws"].items()
         ],
         "What to train": [
-            {name: value for name, value in plan.items() if name != "doubling"}
+            {name: value for name, value in plan.items() if name not in ("doubling", "forecast_error")}
+            | {"forecast error, %": _percent(plan["forecast_error"])}
             | {f"doubling {of}": f"{got['metric']:.3f} for {got['cost']:.2g} x" for of, got in plan["doubling"].items()}
             for plan in results["plans"]
         ],
@@ -201,7 +202,11 @@ def scaling_law(
         points = points_of(table.curves, law.sign, law.least_share)
         study, finished = study_frontier(points, law.draws, law.seed, law.cuts, law.frontier), runs_of(table.curves)
         joint = study_joint(finished, law.draws, law.seed, law.cuts)
-        planner, near = planner_of(table.curves, finished, joint, law.sign, law.epochs), study.frontier.points
+        error, near = study.judged[study.chosen].error, study.frontier.points
+        planner = planner_of(table.curves, finished, no_worse(joint, error), law.sign, law.epochs)
+        if planner is None and joint and computes:
+            logging.warning("no plan: no joint law in width and data forecasts larger runs as well as the law over "
+                            "compute, which misses by %.2g %%", 100 * error)  # fmt: skip
         pairs = zip(near.compute.tolist(), near.values.tolist(), strict=True)
         frontier = [{"compute": compute, "value": value} for compute, value in pairs]
         results = _finite({

@@ -43,19 +43,19 @@ def transfer_table(results: Mapping[str, Any]) -> Table:
 
 
 def forecast_table(forecast: Mapping[str, Any]) -> Table:
-    """What was expected of the largest runs of a scaling study, and what came."""
+    """What was expected of the largest runs of a scaling study, by laws with their errors on others, and what came."""
 
     def shown(form: str, value: Any) -> str | None:
         return None if value is None else form.format(value)
 
-    expected, percent = "{0[metric]:.4f} ({0[low]:.4f} to {0[high]:.4f})", "{:+.1%}"
-    rows = [
-        {"run": row["run"], "compute": row["compute"], f"best, by {forecast['law']}": shown(expected, row["frontier"]),
-         "came": row["best"], "error": shown(percent, row.get("frontier_error")),
-         "end, by the joint law": shown(expected, row["joint"]), "came ": row["end"],
-         "error ": shown(percent, row.get("joint_error"))}
-        for row in forecast["forecasts"]
-    ]  # fmt: skip
+    expected, percent, rows = "{0[metric]:.4f} ({0[low]:.4f} to {0[high]:.4f})", "{:+.1%}", []
+    for row in forecast["forecasts"]:
+        best = f"best, by {forecast['law']} (± {forecast['law_error']:.1%})"
+        rows.append({"run": row["run"], "compute": row["compute"], best: shown(expected, row["frontier"]),
+                     "came": row["best"], "error": shown(percent, row.get("frontier_error"))})  # fmt: skip
+        if row["joint"] is not None:
+            rows[-1] |= {f"end, by the joint law (± {forecast['joint_law_error']:.1%})": shown(expected, row["joint"]),
+                         "came ": row["end"], "error ": shown(percent, row.get("joint_error"))}  # fmt: skip
     title = f"{forecast['metric']}, forecast from {forecast['runs']} smaller runs at {forecast['made']}"
     return rows_table(title, rows)
 
