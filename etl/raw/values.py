@@ -132,10 +132,11 @@ def numbers(column: pa.ChunkedArray, where: str, kind: pa.DataType = _SINGLE) ->
     """A column's numbers, [n] of a type of floats, and which are none."""
     column = _plain(column)
     if _is_text(column.type):
-        text = pc.utf8_trim_whitespace(utf8(column)[0])
+        text = utf8(column)[0]
         try:
             column = text.cast(kind)
         except pa.ArrowInvalid:
+            text = pc.utf8_trim_whitespace(text)
             column = pc.if_else(pc.match_substring_regex(text, f"^({_NUMBER})$"), text, None).cast(kind)
     elif not (pt.is_integer(column.type) or pt.is_floating(column.type) or pt.is_decimal(column.type)):
         raise InputError(f"{where} has type {column.type}, which is no number; make numbers of it")
@@ -158,7 +159,7 @@ def times(column: pa.ChunkedArray, unit: str, where: str) -> tuple[np.ndarray, n
     if pt.is_date(kind):
         return _integer_times(column.cast(pa.date64()).cast(pa.int64()), "ms")
     if _is_text(kind):
-        text = pc.utf8_trim_whitespace(utf8(column)[0])
+        text = utf8(column)[0]
         return _dates(text) if unit == "iso" else _text_times(text, unit)
     if unit != "iso":
         if pt.is_integer(kind):
@@ -198,7 +199,7 @@ def _text_times(text: pa.Array, unit: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         return _integer_times(text.cast(pa.int64()), unit)
     except pa.ArrowInvalid:
-        pass
+        text = pc.utf8_trim_whitespace(text)
     units = UNITS_PER_SECOND[unit]
     whole, fraction = len(str(END_SECOND * units)), len(str(NANOSECONDS // units)) - 1
     plain = pc.match_substring_regex(text, rf"^\d{{1,{whole}}}(\.\d{{0,{fraction}}})?$").fill_null(False)
@@ -225,6 +226,7 @@ def _dates(text: pa.Array) -> tuple[np.ndarray, np.ndarray]:
             return _integer_times(text.cast(pa.timestamp("ns", zone)).cast(pa.int64()), "ns")
         except pa.ArrowInvalid:
             continue
+    text = pc.utf8_trim_whitespace(text)
     return _one_by_one(text, np.ones(len(text), bool), np.full(len(text), _OUTSIDE), _date)
 
 
