@@ -202,7 +202,7 @@ BAD = {
     r"needs exactly one \*\.item file, has none": lambda source: (source / "x.item").unlink(),
     r"needs exactly one \*\.inter file, has x\.inter, y\.inter": lambda source: (source / "y.inter").touch(),
     r"x\.inter: has no rows": lambda source: (source / "x.inter").write_text(INTERACTIONS.split("\n")[0] + "\n"),
-    r"x\.inter, line 1: column 'user_id' is missing": lambda source: (source / "x.inter").write_text(""),
+    r"x\.inter: has no header, nor anything else": lambda source: (source / "x.inter").write_text(""),
     r"none of its items is in the \.item file": lambda source: (source / "x.inter").write_text(
         INTERACTIONS.split("\n")[0] + "\nu\tq\t1\t1\n"
     ),

@@ -84,7 +84,6 @@ def read(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> A
         tables.append(table.rename_columns(list(columns)))
         before += n_lines
     if not sum(table.num_rows for table in tables):
-        _columns(path, [""], () if tables else required, ())
         raise InputError(f"{path}: has no rows")
     rows = AtomicRows(path, pa.concat_tables(tables), np.concatenate(lines))
     for place, name in enumerate(rows.table.column_names):
