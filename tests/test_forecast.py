@@ -7,6 +7,7 @@ from seqrec_jax.errors import InputError
 from seqrec_jax.scaling.forecast import cuts_of, interval, percentiles, study_frontier
 from seqrec_jax.scaling.frontier import (
     ENVELOPE,
+    REGRESSION,
     STOCHASTIC,
     Points,
     best_method,
@@ -111,6 +112,22 @@ def test_the_right_form_is_chosen_in_most_draws():
             for seed in range(10)
         ]
         assert chosen.count(name) >= 8, (name, chosen)
+
+
+def test_several_seeds_of_a_configuration_widen_the_interval():
+    law, theta = RISING["log_linear"], TRUE["log_linear"]
+    few = points_on(law, theta, noise=0.02, n_runs=15, seed=4)
+    generator = np.random.default_rng(0)
+    again = [few.values * np.exp(generator.normal(0, 0.001, len(few.z))) for _ in range(4)]
+    runs = np.concatenate([few.runs + 15 * seed for seed in range(4)])
+    points = few._replace(runs=runs, z=np.tile(few.z, 4), values=np.concatenate(again))
+    at = [float(np.exp(5 + points.centre))]
+
+    def width(**seeds):
+        _, low, high = study_frontier(points, 40, 0, method=REGRESSION, **seeds).predict("log_linear", at)
+        return (high - low).item()
+
+    assert width(configurations=np.arange(60) % 15) > 1.5 * width()
 
 
 def test_too_few_runs_are_refused():

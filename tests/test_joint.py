@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 from scaling_runs import additive, additive_curves, compute_of, grid_of_runs, params_of
+from threadpoolctl import threadpool_limits
 
 from seqrec_jax.scaling.forecast import study_frontier
 from seqrec_jax.scaling.frontier import points_of
 from seqrec_jax.scaling.joint import JointLaw, Runs, effects, fit_joint, no_worse, runs_of, study_joint
 from seqrec_jax.scaling.planner import Prices, cost_of, flops_per_unit, planner_of
-from seqrec_jax.scaling.run_table import Curve
+from seqrec_jax.scaling.run_table import Curve, configurations_of, draw_runs
 
 LIMIT, OF_WIDTH, OF_DATA = 0.3, (0.6, 0.5), (3.0, 0.35)
 
@@ -153,3 +154,48 @@ def test_a_law_takes_arrays_of_shapes_that_broadcast():
     values = law.evaluate({"width": np.ones((3, 1)), "data": np.ones((1, 4))})
     assert values.shape == (3, 4)
     assert isinstance(Runs({}, np.ones(1), np.ones(1)).at(np.zeros(1, int)), Runs)
+
+
+def seeded_curves(number, seeds=5, of_configuration=0.03, of_seed=0.02):
+    """A database of 12 configurations, each with its own gain or loss and several seeds, with the noise of each."""
+    generator, curves = np.random.default_rng(number), []
+    for width in (16, 32, 64, 128):
+        for data in (50_000, 200_000, 800_000):
+            params = params_of(width, 1, data, 8)
+            value = product_law(0, params) * np.exp(generator.normal(0, of_configuration))
+            for seed in range(seeds):
+                ends = np.array([value * np.exp(generator.normal(0, of_seed))])
+                compute = np.array([compute_of(params, 8)])
+                curves.append(Curve("a", params | {"seed": seed}, np.array([8.0]), ends, compute))
+    return curves
+
+
+@threadpool_limits.wrap(limits=1)
+def coverage(databases, apart):
+    """Share of 95 % intervals that hold the law's value beyond the runs; `apart` takes every seed for itself."""
+    larger, held = {"width": 256, "data": 2e6}, 0
+    truth = product_law(0, {"hidden_size": 256, "n_layers": 1, "n_inters": 2e6})
+    for number in range(databases):
+        runs = runs_of(seeded_curves(number))
+        each = np.arange(len(runs.values)) if apart else runs.configurations
+        law, generator = fit_joint("power", ("width", "data"), runs), np.random.default_rng(number)
+        drawn = [fit_joint("power", ("width", "data"), runs.at(draw_runs(each, generator)), law) for _ in range(60)]
+        low, high = np.percentile([of.evaluate(larger) for of in drawn], (2.5, 97.5))
+        held += low <= truth <= high
+    return held / databases
+
+
+def test_seeds_of_a_configuration_are_no_independent_runs():
+    curves = seeded_curves(0)
+    numbers = configurations_of(curves)
+    np.testing.assert_array_equal(numbers, np.repeat(np.arange(12), 5))
+    drawn = draw_runs(numbers, np.random.default_rng(0))
+    assert len(drawn) == 60
+    assert all(count % 5 == 0 for count in np.bincount(numbers[drawn]))
+    assert coverage(30, apart=False) >= 0.85 > 0.75 > coverage(30, apart=True)
+
+
+def test_a_pair_of_runs_is_of_configurations_and_not_of_seeds():
+    found = effects(runs_of(seeded_curves(1)), 50, 0)
+    assert {name: of.pairs for name, of in found.items()} == {"width": 9, "data": 8}
+    assert found["width"].ratio == pytest.approx(2**0.4, rel=0.04)

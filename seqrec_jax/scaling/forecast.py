@@ -12,6 +12,7 @@ from seqrec_jax.errors import InputError
 from seqrec_jax.scaling import frontier as f
 from seqrec_jax.scaling.frontier import Fit, Frontier, Points, fit, frontier_of
 from seqrec_jax.scaling.laws import Law, laws
+from seqrec_jax.scaling.run_table import draw_runs
 
 HELD_BACK = (0.25, 0.375, 0.5)  # shares of the range of ln C, from the top, whose runs a forecast does not see
 BIN = float(np.log(10) / 2)  # width, in ln C, of the bins that a forecast's error is averaged over
@@ -45,6 +46,7 @@ class Study(NamedTuple):
     """What is known of the frontier."""
 
     points: Points  # all evaluations
+    configurations: np.ndarray  # [runs] int64, number of each run's configuration
     frontier: Frontier  # those near it
     judged: Mapping[str, Judged]  # each form, by name
     chosen: str  # the form that forecasts best, or one of fewer parameters that is about as good
@@ -60,8 +62,8 @@ class Study(NamedTuple):
         self, name: str, values: np.ndarray | float, drawn: np.ndarray | Sequence[float]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ends of the 95 % interval of what follows from a form: values [...], and of its draws [draws, ...]."""
-        runs = len(np.unique(self.frontier.points.runs))
-        within = percentiles(runs, self.judged[name].fitted.law.n_parameters)
+        near = np.unique(self.configurations[self.frontier.points.runs])
+        within = percentiles(len(near), self.judged[name].fitted.law.n_parameters)
         return interval(np.asarray(values), np.asarray(drawn), self.frontier.method, within)
 
     def expect(self, compute: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -165,12 +167,14 @@ def _choose(errors: Mapping[str, float], drawn: Sequence[Mapping[str, float]]) -
 
 @threadpool_limits.wrap(limits=1)  # for small matrices threads cost more than they bring
 def study_frontier(
-    points: Points, draws: int, seed: int, cuts: Sequence[float] = (), method: str | None = None
-) -> Study:
+    points: Points, draws: int, seed: int, cuts: Sequence[float] = (), method: str | None = None,
+    configurations: np.ndarray | None = None,
+) -> Study:  # fmt: skip
     """Fits every form to the frontier, and chooses by forecasts of larger runs; InputError where runs are too few.
 
     `draws` are bootstrap draws of runs. `cuts` are computes that the runs of a forecast have ended below, none for
-    HELD_BACK. `method` is one of METHODS; None chooses.
+    HELD_BACK. `method` is one of METHODS; None chooses. `configurations` are the numbers of the runs' configurations,
+    [runs] int64, which several seeds share; None for one run each.
     """
     forms = laws(points.sign)
     reference = f.best_reference(points, forms)
@@ -187,9 +191,10 @@ def study_frontier(
         )
     fits = {law.name: fit(law, frontier) for law in forms if np.isfinite(errors[law.name])}
     generator, runs = np.random.default_rng(seed), np.unique(points.runs)
+    configurations = np.arange(runs.max() + 1) if configurations is None else configurations
     drawn, drawn_errors = [], []
     for draw in range(draws):
-        some = points.of(generator.choice(runs, len(runs)))
+        some = points.of(runs[draw_runs(configurations[runs], generator)])
         with contextlib.suppress(InputError):
             of_draw = frontier_of(some, method, reference)
             drawn.append({name: fit(fitted.law, of_draw, fitted).theta for name, fitted in fits.items()})
@@ -202,4 +207,4 @@ def study_frontier(
         name: Judged(fitted, np.stack([of[name] for of in drawn]), forecasts[name], errors[name], apart[name])
         for name, fitted in fits.items()
     }
-    return Study(points, frontier, judged, chosen)
+    return Study(points, configurations, frontier, judged, chosen)

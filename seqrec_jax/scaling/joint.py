@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 from seqrec_jax.scaling.forecast import HELD_BACK, WITHIN, Forecast
 from seqrec_jax.scaling.frontier import TO_DEVIATION, huber
 from seqrec_jax.scaling.laws import SMALLEST, linear_fit
-from seqrec_jax.scaling.run_table import Curve
+from seqrec_jax.scaling.run_table import Curve, configurations_of, draw_runs
 
 # Variables, and the params of runs that hold them; `epochs` is what a run was trained for.
 PARAMS = {"width": "hidden_size", "depth": "n_layers", "parameters": "model_non_emb_params", "data": "n_inters",
@@ -38,6 +38,7 @@ class Runs(NamedTuple):
     variables: Mapping[str, np.ndarray]  # by name [n] float64, above 0; those that all runs have
     values: np.ndarray  # [n] float64, the metric at the end
     compute: np.ndarray  # [n] float64, in all
+    configurations: np.ndarray | None = None  # [n] int64, their numbers, which several seeds share; None for one each
 
     def at(self, places: np.ndarray) -> "Runs":
         """Runs by their indices."""
@@ -57,8 +58,8 @@ def runs_of(curves: Sequence[Curve]) -> Runs:
         if all(curve.params.get(param, 0) > 0 for curve in curves)
     }
     variables["epochs"] = np.array([curve.epochs[-1] for curve in curves])
-    ends = (np.array([getattr(curve, name)[-1] for curve in curves]) for name in ("values", "compute"))
-    return Runs(with_targets(variables), *ends)
+    values, compute = (np.array([getattr(curve, name)[-1] for curve in curves]) for name in ("values", "compute"))
+    return Runs(with_targets(variables), values, compute, configurations_of(curves))
 
 
 class Effect(NamedTuple):
@@ -80,9 +81,9 @@ def effects(runs: Runs, draws: int, seed: int) -> dict[str, Effect]:
         groups = []
         for which in np.unique(keys, axis=0):
             same = np.flatnonzero((keys == which).all(1))
-            same = same[np.argsort(runs.variables[name][same], kind="stable")]
-            steps, gains = np.diff(np.log2(runs.variables[name][same])), np.diff(np.log(runs.values[same]))
-            groups.append(gains[steps > 0] / steps[steps > 0])
+            places, of = np.unique(runs.variables[name][same], return_inverse=True)
+            means = np.bincount(of, np.log(runs.values[same])) / np.bincount(of)  # over seeds
+            groups.append(np.diff(means) / np.diff(np.log2(places)))
         if not (groups := [group for group in groups if len(group)]):
             continue
         means, sizes = np.array([np.mean(group) for group in groups]), np.array([len(group) for group in groups])
@@ -209,8 +210,9 @@ def study_joint(runs: Runs, draws: int, seed: int, cuts: Sequence[float] = ()) -
             noise = TO_DEVIATION * float(np.median(np.abs(np.log(runs.values / law.evaluate(runs.variables)))))
             error = float(np.mean([forecast.error for forecast in forecasts]))
             drawn, generator = [law], np.random.default_rng(seed)
+            each = np.arange(len(runs.values)) if runs.configurations is None else runs.configurations
             for _ in range(draws):
-                some = runs.at(generator.integers(len(runs.values), size=len(runs.values)))
+                some = runs.at(draw_runs(each, generator))
                 with contextlib.suppress(ValueError, np.linalg.LinAlgError):
                     drawn.append(fit_joint(form, used, some, law))
             found[f"{form} in {of_set}"] = JudgedJoint(law, drawn, noise, forecasts, error)

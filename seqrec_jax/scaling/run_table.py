@@ -16,6 +16,7 @@ from seqrec_jax.errors import InputError
 
 # Params without which a run has no place in a law; their names are the reference's.
 NEEDED = ("n_inters", "n_layers", "hidden_size", "train_batch_size", "total_flops", "epochs")
+OF_A_RUN = ("seed", "peak_flops")  # params that differ between runs of a configuration
 OURS = "train_step_flops"  # a param that this project logs and the reference does not
 SQLITE = b"SQLite format 3\0"
 PACKED: Mapping[bytes, Callable[[Path], Any]] = {b"BZh": bz2.open, b"\x1f\x8b": gzip.open}  # by how files begin
@@ -29,6 +30,23 @@ class Curve(NamedTuple):
     epochs: np.ndarray  # [n] float64, after which the metric was taken, ascending
     values: np.ndarray  # [n] float64, the metric, above 0
     compute: np.ndarray  # [n] float64, spent until then, in multiply-adds of linear layers, forward (as total_flops)
+
+
+def configurations_of(curves: Sequence[Curve]) -> np.ndarray:
+    """The number of each run's configuration, from 0; runs that differ in the seed alone share one: [n] int64."""
+    keys = [frozenset((name, of) for name, of in curve.params.items() if name not in OF_A_RUN) for curve in curves]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return np.array([numbers[key] for key in keys])
+
+
+def draw_runs(configurations: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Indices of a bootstrap draw of runs: of configurations, each with all of its seeds.
+
+    Seeds of one configuration share what it gains or lacks, so that drawing run by run would take them for so many
+    independent measurements. What differs between them stays in the draws.
+    """
+    members = [np.flatnonzero(configurations == number) for number in np.unique(configurations)]
+    return np.concatenate([members[of] for of in generator.integers(len(members), size=len(members))])
 
 
 class RunTable(NamedTuple):

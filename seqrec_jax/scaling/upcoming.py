@@ -43,7 +43,8 @@ def forecast_runs(
     for a metric that rises with compute, -1 for one that falls; `draws` are bootstrap draws of runs.
     """
     with np.errstate(all="ignore"):
-        study, finished = study_frontier(points_of(curves, sign, LEAST_SHARE), draws, seed), runs_of(curves)
+        points, finished = points_of(curves, sign, LEAST_SHARE), runs_of(curves)
+        study = study_frontier(points, draws, seed, configurations=finished.configurations)
         known, error = set(with_targets(upcoming[0].variables)), study.judged[study.chosen].error
         joint = no_worse(study_joint(finished, draws, seed), error)
         fitting = ((name, of) for name, of in joint.items() if set(of.law.variables) <= known)

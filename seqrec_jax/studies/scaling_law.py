@@ -199,8 +199,8 @@ def scaling_law(
         logging.warning("%d evaluations are left out: %s", n, reason)
     used = {"used": len(table.curves), "skipped": table.skipped, "evaluations_left_out": table.dropped}
     with Run(run_dir, settings, (SUMMARY, PAGE, PLOT)) as run, np.errstate(all="ignore"):
-        points = points_of(table.curves, law.sign, law.least_share)
-        study, finished = study_frontier(points, law.draws, law.seed, law.cuts, law.frontier), runs_of(table.curves)
+        points, finished = points_of(table.curves, law.sign, law.least_share), runs_of(table.curves)
+        study = study_frontier(points, law.draws, law.seed, law.cuts, law.frontier, finished.configurations)
         joint = study_joint(finished, law.draws, law.seed, law.cuts)
         error, near = study.judged[study.chosen].error, study.frontier.points
         planner = planner_of(table.curves, finished, no_worse(joint, error), law.sign, law.epochs)
