@@ -94,6 +94,19 @@ def test_users_are_drawn_with_all_of_their_targets():
     assert alone / 200 < 0.88  # as if each target were a user
 
 
+def test_one_user_of_many_targets_is_never_drawn_away():
+    ranks = ranks_of(np.random.default_rng(6), 300, 0.1)
+    expected = pytest.approx(summarize(ranks, (10,))["ndcg_at_10"])
+    assert intervals(ranks, [METRIC], 200, 0, np.zeros(300, int)) == {METRIC: [expected, expected]}
+
+
+def test_all_metrics_of_users_with_several_targets_are_those_of_one_alone():
+    users, ranks = users_with_several_targets(np.random.default_rng(7), 200)
+    for name, (low, high) in intervals(ranks, summarize(ranks, (5, 10)), 4000, 1, users).items():
+        alone = bootstrap_interval(ranks, name, 4000, 2, users)
+        assert (low, high) == pytest.approx(alone, rel=0.1)
+
+
 def test_one_target_a_user_is_the_same_with_users_named():
     ranks = ranks_of(np.random.default_rng(4), 300, 0.1)
     assert bootstrap_interval(ranks, METRIC, 200, 0, np.arange(300)) == bootstrap_interval(ranks, METRIC, 200, 0)

@@ -46,11 +46,15 @@ class _Alike(NamedTuple):
         return _Alike(n, targets.astype(np.float64), sums)
 
     def draw(self, draws: int, generator: np.random.Generator) -> np.ndarray:
-        """Means over the targets of drawn users, each a Poisson-distributed number of times: [draws, metrics]."""
+        """Means over the targets of drawn users, each a Poisson-distributed number of times: [draws, metrics].
+
+        Draws of nobody have no mean, and are left out; they come where there are a few users.
+        """
         means = []
         for n in _blocks(draws, len(self.users)):
             times = generator.poisson(self.users, (n, len(self.users)))
-            means.append((times @ self.sums) / np.maximum(times @ self.targets, 1)[:, None])
+            some = times[times.any(axis=1)]
+            means.append((some @ self.sums) / (some @ self.targets)[:, None])
         return np.concatenate(means)
 
 
