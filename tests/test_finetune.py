@@ -189,7 +189,7 @@ def test_bad_input_is_told_in_a_line_before_anything_is_written(pretrained, mark
     convert(str(few), str(tmp_path / "nobody"), tokenizer_from=str(market))
     cases = {
         r"another tokenizer than the model's; make it again with": {"target": tmp_path / "other"},
-        r"no user has anything to train on": {"target": tmp_path / "nobody"},
+        r"leaves no target in valid, so there is nothing to measure": {"target": tmp_path / "nobody"},
         r"finetune takes one target dataset": {"target": Corpus([market, tmp_path / "nobody"])},
         r"FinetuneConfig.penalty = ewc needs .*; give finetune.pretraining, or bind PRET": {"penalty": ewc},
         r"full.unfreeze_n_layers = 9, but the model has 1": {"method": functools.partial(full, unfreeze_n_layers=9)},
