@@ -44,12 +44,19 @@ def type_name(hint: Any) -> str:
     return re.sub(r"\b(?:\w+\.)+(?=[A-Z])", "", name)
 
 
+def misfit(value: Any, hint: Any) -> str:
+    """What a message says of a setting that does not fit: `is no int`, or `is not finite` of a number that is none."""
+    if isinstance(value, numbers.Real) and not math.isfinite(value):
+        return "is not finite"
+    return f"is no {type_name(hint)}"
+
+
 def check_types(settings: Any) -> None:
     """An InputError where a field is not of its type, such as `TrainConfig.epochs = '3' is no int`."""
     for name, hint in typing.get_type_hints(type(settings)).items():
         value = getattr(settings, name)
         if not fits(value, hint):
-            raise InputError(f"{type(settings).__name__}.{name} = {value!r} is no {type_name(hint)}")
+            raise InputError(f"{type(settings).__name__}.{name} = {value!r} {misfit(value, hint)}")
 
 
 def _function(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:

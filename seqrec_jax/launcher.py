@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import gin
 from absl import app, flags, logging
 
-from seqrec_jax.describe import fits, type_name
+from seqrec_jax.describe import fits, misfit
 from seqrec_jax.errors import InputError, Interrupted
 
 _GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "Gin file that names the task; repeatable, later ones win.")
@@ -104,7 +104,7 @@ def _check_types() -> None:
                 macro = value.config_key[0]
                 value, name = gin.query_parameter(f"{macro}/gin.macro.value"), f"{macro} ({name})"
             if not fits(value, hint, gin.config.ConfigurableReference):
-                raise InputError(f"Gin binding {name} = {value!r} is no {type_name(hint)}")
+                raise InputError(f"Gin binding {name} = {value!r} {misfit(value, hint)}")
 
 
 def configure(gin_files: Sequence[str], gin_bindings: Sequence[str], moved: Moved = MappingProxyType({})) -> None:

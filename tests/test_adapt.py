@@ -11,6 +11,7 @@ from etl.synthetic_shop import make_shop
 from seqrec_jax.data.corpus import Corpus
 from seqrec_jax.devices import device_mesh
 from seqrec_jax.errors import InputError
+from seqrec_jax.evaluation.ranking import Ranking
 from seqrec_jax.finetuning.adapt import (
     adapt_to,
     check_target,
@@ -110,6 +111,6 @@ def test_batches_are_smaller_where_an_epoch_would_have_few_steps(corpus):
 
 
 def test_a_target_is_one_dataset(markets):
-    check_target(Corpus(markets[0]))
+    check_target(Corpus(markets[0]), Ranking())
     with pytest.raises(InputError, match=r"market0\+market1: finetune takes one target dataset"):
-        check_target(Corpus(markets[:2]))
+        check_target(Corpus(markets[:2]), Ranking())

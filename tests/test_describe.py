@@ -41,5 +41,5 @@ def test_numbers_paths_and_lists():
 def test_a_number_that_is_none_is_of_no_type(value):
     assert not fits(value, float)
     assert not fits((1.0, value), tuple[float, ...])
-    with pytest.raises(sr.InputError, match=r"TrainConfig\.learning_rate = .*(nan|inf).* is no float"):
+    with pytest.raises(sr.InputError, match=r"TrainConfig\.learning_rate = .*(nan|inf).* is not finite"):
         sr.TrainConfig(learning_rate=value)

@@ -93,9 +93,9 @@ def test_layerwise_rates_are_those_of_the_design():
         np.testing.assert_allclose(parts[name], share * whole[name], rtol=1e-6)
 
 
-@pytest.mark.parametrize("norm", [0, -1.0, float("nan")])
-def test_a_clipping_norm_that_is_not_above_zero_is_refused(norm):
-    with pytest.raises(InputError, match=rf"TrainConfig\.max_grad_norm = {norm} is not above 0"):
+@pytest.mark.parametrize(("norm", "words"), [(0, "not above 0"), (-1.0, "not above 0"), (float("nan"), "not finite")])
+def test_a_clipping_norm_that_is_not_above_zero_is_refused(norm, words):
+    with pytest.raises(InputError, match=rf"TrainConfig\.max_grad_norm = {norm} is {words}"):
         TrainConfig(max_grad_norm=norm)
 
 

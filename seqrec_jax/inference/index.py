@@ -98,10 +98,10 @@ class Index:
     def _lay_out(self, catalog: jax.Array) -> None:
         """Pads the embeddings to a power of two; rows beyond the catalog, and padding, are never shown."""
         n_rows, capacity = len(catalog), _power_of_two(len(catalog))
-        if n := int(not_finite(catalog)):
-            raise InputError(f"Index: the embeddings of {n:,} of {n_rows - 1:,} items are not finite; {REMEDY}")
         self.catalog = catalog
         self._padded = jax.device_put(np.pad(catalog, ((0, capacity - n_rows), (0, 0))))
+        if n := int(not_finite(self._padded)):
+            raise InputError(f"Index: the embeddings of {n:,} of {n_rows - 1:,} items are not finite; {REMEDY}")
         self._live = np.arange(capacity) < n_rows
         self._live[0] = False
         self._allowed = jax.device_put(self._live)
