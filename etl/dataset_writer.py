@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,30 @@ def _ones(items: pa.Table) -> np.ndarray:
     return np.ones(items.num_rows, np.int64)
 
 
+@contextmanager
+def _whole_or_absent(output: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of `output` at the end, and is removed where an error comes first."""
+    check_output(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        replace_folder(partial, output)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _in_seconds(interactions: Iterable[pa.Table], time_order: TimeOrder, ties: Counter[str]) -> Iterator[pa.Table]:
+    """The interactions with times in seconds; adds the neighbours of one time, and all, to `ties`."""
+    for table in interactions:
+        table, tied, neighbours = time_order.in_seconds(table)
+        ties.update(neighbours=tied, of=neighbours)
+        yield table
+
+
 def write_dataset(
     output: Path,
     interactions: Iterable[pa.Table],
@@ -149,22 +175,10 @@ def write_dataset(
     Returns:
         The manifest.
     """
-    check_output(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    ties = {"neighbours": 0, "of": 0}
-
-    def in_seconds() -> Iterator[pa.Table]:
-        for table in interactions:
-            table, tied, neighbours = time_order.in_seconds(table)
-            ties["neighbours"] += tied
-            ties["of"] += neighbours
-            yield table
-
-    try:
-        n_users, n_interactions = _write_arrow(partial / INTERACTIONS, in_seconds(), _lengths, INTERACTIONS_PER_BATCH)
+    ties: Counter[str] = Counter()
+    with _whole_or_absent(output) as partial:
+        seconds = _in_seconds(interactions, time_order, ties)
+        n_users, n_interactions = _write_arrow(partial / INTERACTIONS, seconds, _lengths, INTERACTIONS_PER_BATCH)
         n_items, _ = _write_arrow(partial / ITEMS, items, _ones, ITEMS_PER_BATCH)
         (partial / TOKENIZER).write_bytes(tokenizer)
         manifest = {
@@ -182,8 +196,4 @@ def write_dataset(
         if items_without_text is not None:
             manifest["items_without_text"] = items_without_text
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
-        replace_folder(partial, output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return manifest

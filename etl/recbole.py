@@ -19,6 +19,7 @@ from etl.raw import atomic_files
 from etl.time_order import TimeOrder, log_ties
 from seqrec_jax.data import format
 from seqrec_jax.errors import InputError
+from seqrec_jax.items.tokenizer import Tokenizer
 
 TITLES = {"movie_title": "title"}
 MAX_TOKENS = {"title": 40, "brand": 8, "keywords": 16}
@@ -81,6 +82,18 @@ def _read_interactions(
     return sequences, replace(time_order, units_per_second=units_per_second), rejected
 
 
+def _tokenized(
+    texts: Mapping[str, list[str]], trained: Tokenizer | None, vocab_size: int, max_tokens: Mapping[str, int]
+) -> tuple[Tokenizer | None, dict[str, list[list[int]]]]:
+    """The tokenizer, trained on the texts where there is none yet, and the tokens of each feature's texts."""
+    normalized = {name: [tokenizer.normalize(text) for text in column] for name, column in texts.items()}
+    if trained is None and texts:
+        trained = tokenizer.train((text for column in normalized.values() for text in column), vocab_size)
+    if trained is None:
+        return None, {}
+    return trained, {name: trained.encode(column, max_tokens[name]) for name, column in normalized.items()}
+
+
 @gin.configurable
 def convert(
     source: str = gin.REQUIRED,
@@ -117,22 +130,15 @@ def convert(
     dataset_writer.check_output(Path(output))
     inter_path = atomic_files.find(Path(source), ".inter")
     text_tokenizer = None if tokenizer_from is None else tokenizer.load(Path(tokenizer_from))
-    texts: dict[str, list[str]]
+    inputs, item_ids, texts, rejected_items = [inter_path], list[str](), dict[str, list[str]](), dict[str, int]()
     if max_tokens or list(Path(source).glob("*.item")):
-        item_path = atomic_files.find(Path(source), ".item")
-        item_ids, texts, rejected_items = read_items(item_path, max_tokens)
-        inputs = [inter_path, item_path]
+        inputs.append(atomic_files.find(Path(source), ".item"))
+        item_ids, texts, rejected_items = read_items(inputs[-1], max_tokens)
     else:
-        item_ids, texts, rejected_items = _bought_items(inter_path), {}, {}
-        inputs = [inter_path]
+        item_ids = _bought_items(inter_path)
     interactions, time_order, rejected = _read_interactions(inter_path, item_ids, time_order)
 
-    normalized = {name: [tokenizer.normalize(text) for text in column] for name, column in texts.items()}
-    if text_tokenizer is None and texts:
-        text_tokenizer = tokenizer.train((text for column in normalized.values() for text in column), vocab_size)
-    tokens = {}
-    if text_tokenizer is not None:
-        tokens = {name: text_tokenizer.encode(column, max_tokens[name]) for name, column in normalized.items()}
+    text_tokenizer, tokens = _tokenized(texts, text_tokenizer, vocab_size, max_tokens)
     items = _items_table(item_ids, texts, tokens)
     manifest = dataset_writer.write_dataset(
         Path(output),

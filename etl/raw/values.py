@@ -38,7 +38,7 @@ def shown(column: pa.ChunkedArray, row: int) -> str:
     value = column[row]
     try:
         value = (value.cast(pa.string()) if pt.is_temporal(column.type) else value).as_py()
-    except (ValueError, pa.ArrowNotImplementedError):
+    except (ValueError, pa.ArrowException):  # a time beyond the calendar has no text
         return "?"
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
