@@ -114,6 +114,17 @@ def test_both_ways_to_place_the_loss_train_on_the_same_targets(shop, loss_positi
     assert max(targets) <= 160
 
 
+@pytest.mark.parametrize("loss_positions", ["all", "last"])
+@pytest.mark.parametrize("shards", [3, 4, 7])
+def test_any_number_of_devices_has_the_same_batches(shop, loss_positions, shards):
+    settings = SETTINGS | {"loss_positions": loss_positions, "batch_size": 200 if loss_positions == "all" else 10}
+    one, many = (training_batches(Corpus(shop), **settings | {"shards": n}) for n in (1, shards))
+    assert (one.rows, many.rows, one.steps_per_epoch) == (10, -(-10 // shards) * shards, many.steps_per_epoch)
+    for step in (0, 1, one.steps_per_epoch + 2):
+        assert pairs(one.batch(step)) == pairs(many.batch(step), shards)
+        assert sorted(np.concatenate(many.windows_of(step))) == sorted(one.windows_of(step)[0])
+
+
 def test_accumulation_makes_more_shards_of_the_same_targets(shop):
     one, two = (training_batches(Corpus(shop), **SETTINGS, accumulation_steps=steps) for steps in (1, 2))
     assert (one.shards, two.shards, one.rows, two.rows) == (1, 2, 8, 8)
@@ -124,12 +135,12 @@ def test_accumulation_makes_more_shards_of_the_same_targets(shop):
     ("settings", "message"),
     [
         ({"loss_positions": "first"}, r"TrainConfig\.loss_positions = 'first' is neither 'all' nor 'last'"),
-        ({"batch_size": 30, "shards": 2}, r"train_batch_size = 30 does not divide over 2 devices .* set at least 40"),
-        ({"batch_size": 30, "accumulation_steps": 2}, r"2 devices and TrainConfig\.accumulation_steps in rows of 20"),
-        ({"batch_size": 31, "shards": 2, "loss_positions": "last"}, r"= 31 does not divide .*; set a multiple of 2"),
+        ({"batch_size": 30, "shards": 2}, r"= 30 is less than a row for each of 2 devices; set at least 40"),
+        ({"batch_size": 30, "accumulation_steps": 2}, r"devices and TrainConfig\.accumulation_steps; set at least 40"),
+        ({"batch_size": 3, "shards": 4, "loss_positions": "last"}, r"for each of 4 devices; set at least 4"),
     ],
 )  # fmt: skip
-def test_a_batch_that_does_not_divide_is_refused(shop, settings, message):
+def test_a_batch_that_leaves_a_device_without_rows_is_refused(shop, settings, message):
     with pytest.raises(InputError, match=message):
         training_batches(Corpus(shop), **SETTINGS | settings)
 

@@ -202,7 +202,7 @@ def test_bad_input_is_told_in_a_line_before_anything_is_written(pretrained, mark
             tuned(pretrained, run_dir=tmp_path / "run", **({"target": market} | settings))
         assert not (tmp_path / "run").exists(), message
     small = FinetuneConfig(train=TrainConfig(train_batch_size=3, loss=full_softmax))
-    with pytest.raises(InputError, match=r"TrainConfig.train_batch_size = 3 does not divide"):
+    with pytest.raises(InputError, match=r"TrainConfig.train_batch_size = 3 is less than a row"):
         finetune(pretrained, Corpus(market), small, tmp_path / "run")
     with pytest.raises(InputError, match="run_dir = None"):
         finetune(pretrained, Corpus(market))

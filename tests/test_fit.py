@@ -214,8 +214,8 @@ def test_data_without_text_train_models_of_ids_alone(shop_files, tmp_path):
         ({"architecture": {"embedding_size": 6}, "settings": RunSettings(model_axis=4)},
          "Architecture.embedding_size = 6 does not divide over RunSettings.model_axis = 4"),
         ({"settings": RunSettings(model_axis=3)}, "RunSettings.model_axis = 3 does not divide the 4 devices"),
-        ({"train_batch_size": 120}, "does not divide over 4 devices in rows of 50 targets; set at least 200"),
-        ({"train_batch_size": 130, "loss_positions": "last"}, "TrainConfig.train_batch_size = 130 does not divide ove"),
+        ({"train_batch_size": 120}, "= 120 is less than a row for each of 4 devices; set at least 200"),
+        ({"train_batch_size": 3, "loss_positions": "last"}, "= 3 is less than a row for each of 4 devices; set at lea"),
         ({"max_tokens": {"colour": 3}}, "max_tokens names 'colour'"),
     ],
 )  # fmt: skip

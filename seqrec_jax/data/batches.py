@@ -75,26 +75,29 @@ class PackedBatches:
     `rows` strata of equal size, from rows of few windows to rows of many, which bounds the distinct items of a step.
 
     `take` gives items at flat positions, [n] int64 -> [n] int32 (FlatItems.take). `packing` has places for the windows,
-    made from their lengths. A batch has `rows` over all devices, `shards`, of which they are a multiple. `last_only`
-    scores each window's last position alone. Without a seed all epochs have one order, for evaluation. A mixture says
-    how often windows occur, where the packing has places for that; without one each occurs once.
+    made from their lengths. A batch has `rows`, and as many empty ones as make them a multiple of the devices,
+    `shards`, so that any number of devices has the same batches. `last_only` scores each window's last position alone.
+    Without a seed all epochs have one order, for evaluation. A mixture says how often windows occur, where the packing
+    has places for that; without one each occurs once.
     """
 
     def __init__(
         self, take: Callable[[np.ndarray], np.ndarray], windows: Windows, packing: Packing, *, rows: int,
         shards: int = 1, last_only: bool = False, seed: int | None = None, mixture: Mixture | None = None,
     ):  # fmt: skip
-        self.windows, self.packing, self.rows, self.shards, self.last_only = windows, packing, rows, shards, last_only
-        self._take, self._seed = take, seed
-        self.steps_per_epoch = max(1, -(-packing.n_rows // rows))
+        padding = -rows % shards
+        self.windows, self.packing, self.shards, self.last_only = windows, packing, shards, last_only
+        self.rows, self.steps_per_epoch = rows + padding, max(1, -(-packing.n_rows // rows))
+        self._take, self._seed, empty = take, seed, self.steps_per_epoch * rows
         self._windows_by_length = np.argsort(windows.lengths, kind="stable")
         self._quotas = None if mixture is None else mixture.quotas(windows.lengths)
         self._places_by_row = np.argsort(packing.rows, kind="stable")
-        per_row = np.bincount(packing.rows, minlength=self.steps_per_epoch * rows)
+        per_row = np.bincount(packing.rows, minlength=empty + 1)
         self._first_place = np.concatenate([[0], np.cumsum(per_row)])
-        self._strata = np.argsort(per_row, kind="stable").reshape(rows, self.steps_per_epoch)
-        most = per_row[self._strata].max(axis=1).reshape(rows // shards, shards).sum(axis=0).max()
-        self.max_windows_per_shard = max(1, int(most))
+        self._strata = np.argsort(per_row[:empty], kind="stable").reshape(rows, self.steps_per_epoch)
+        self._padding = np.full((padding, self.steps_per_epoch), empty)
+        most = np.concatenate([per_row[self._strata].max(axis=1), np.zeros(padding, np.int64)])
+        self.max_windows_per_shard = max(1, int(most.reshape(-1, shards).sum(axis=0).max()))
         self._epoch, self._order = -1, self._draw_order(None)
 
     @property
@@ -109,11 +112,11 @@ class PackedBatches:
             drawn = [_draw(rng, *part) for length in sorted(self._quotas) for part in self._quotas[length]]
             window_of_place = np.concatenate(drawn)
         if rng is None:
-            return window_of_place, self._strata.T
+            return window_of_place, np.concatenate([self._strata, self._padding]).T
         bounds = np.searchsorted(self.packing.lengths, np.arange(self.packing.row_length + 2))
         for first, last in itertools.pairwise(bounds):
             rng.shuffle(window_of_place[first:last])
-        return window_of_place, rng.permuted(self._strata, axis=1).T
+        return window_of_place, np.concatenate([rng.permuted(self._strata, axis=1), self._padding]).T
 
     def _places_of(self, step: int, local: range | None = None) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Of each shard the places in its rows, and for each of them the row's ordinal and the window there."""
@@ -174,21 +177,20 @@ def training_batches(
 
     `loss_positions` are "all": packed rows, a target at every position; or "last": RecBole's scheme, a padded prefix
     for each target. The model reads up to `max_length` items at once. Each of the devices, `shards`, takes its share in
-    `accumulation_steps` parts. `seed` is that of the epochs' orders. An InputError where the batch does not divide over
-    the devices, or nothing is there to train on.
+    `accumulation_steps` parts. `seed` is that of the epochs' orders. An InputError where a device would have no row, or
+    nothing is there to train on.
     """
     if loss_positions not in ("all", "last"):
         raise InputError(f"TrainConfig.loss_positions = {loss_positions!r} is neither 'all' nor 'last'")
     shards *= accumulation_steps
     last_only = loss_positions == "last"
     rows = batch_size if last_only else batch_size // max_length
-    undivided = f"TrainConfig.train_batch_size = {batch_size} does not divide over {shards} devices"
-    undivided += " and TrainConfig.accumulation_steps" * (accumulation_steps > 1)
-    if last_only and rows % shards:
-        raise InputError(f"{undivided}; set a multiple of {shards}")
-    rows -= rows % shards
     if rows < shards:
-        raise InputError(f"{undivided} in rows of {max_length} targets; set at least {shards * max_length}")
+        raise InputError(
+            f"TrainConfig.train_batch_size = {batch_size} is less than a row for each of {shards} devices"
+            + " and TrainConfig.accumulation_steps" * (accumulation_steps > 1)
+            + f"; set at least {shards * (1 if last_only else max_length)}"
+        )
     data, division = corpus.data, corpus.division
     windows = (packing.prefixes if last_only else packing.all_positions)(data.offsets, division, max_length)
     if not len(windows.lengths):

@@ -14,7 +14,8 @@ from seqrec_jax.devices import greatest_of_hosts, local_shards, split_rows
 from seqrec_jax.errors import InputError
 from seqrec_jax.model.parameters import Params
 from seqrec_jax.runs.costs import memory_in_use
-from seqrec_jax.runs.run import TRACE, Run
+from seqrec_jax.runs.folder import TRACE
+from seqrec_jax.runs.run import Run
 from seqrec_jax.training.checkpoint import CheckpointWriter
 from seqrec_jax.training.compile import CompiledStep, StepCompiler
 from seqrec_jax.training.refresh import make_refresh
@@ -79,22 +80,13 @@ class Trainer:
         }  # fmt: skip
 
     def resume(self) -> None:
-        """Goes on from the latest checkpoint, if any; an InputError where it has another number of steps an epoch."""
+        """Goes on from the latest checkpoint, if any."""
         if (latest := self._writer.latest()) is None:
             return
-        record, mesh, batches = self._writer.progress(latest), self._compiler.mesh, self._batches
-        devices, rows, steps = (record.pop(name) for name in ("devices", "batch_rows", "steps_per_epoch"))
-        if steps != batches.steps_per_epoch:
-            raise InputError(
-                f"{self._run.path}: its checkpoint has {steps} steps an epoch on {devices} devices, but {mesh.size} "
-                f"devices make it {batches.steps_per_epoch}; use a number of devices that divides the rows of a batch"
-            )
-        if devices != mesh.size:
-            logging.warning(
-                "the checkpoint was written on %d devices, and there are %d now: the numbers will be the same up to %s",
-                devices, mesh.size, "rounding, not bit for bit" if rows == batches.rows else
-                "rounding and the make-up of the batches, as the rows of a batch do not divide alike",
-            )  # fmt: skip
+        record, mesh = self._writer.progress(latest), self._compiler.mesh
+        if (devices := record.pop("devices")) != mesh.size:
+            logging.warning("the checkpoint was written on %d devices, and there are %d now: the numbers will be the "
+                            "same up to rounding, not bit for bit", devices, mesh.size)  # fmt: skip
         params, kept = self._writer.restore(latest, self.params, self._kept())
         evaluated: Any = {name: params.get(name) for name in self._state.params}
         averaged = None if self._state.averaged is None else kept["averaged"] or evaluated
@@ -113,7 +105,6 @@ class Trainer:
         if p.step in (0, self._saved_step):
             return
         record = dataclasses.asdict(p) | {"devices": self._compiler.mesh.size}
-        record |= {"batch_rows": self._batches.rows, "steps_per_epoch": self._batches.steps_per_epoch}
         self._writer.save(p.step, self.params, self._kept(), record, p.best_step)
         self._saved_step, self._saved = p.step, time.monotonic()
         p.saving += time.perf_counter() - started

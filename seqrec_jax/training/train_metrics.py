@@ -30,7 +30,7 @@ class TrainMetrics:
         length = compiler.spec.architecture.max_length
         windows = histories(data.offsets, some_targets(compiler.corpus.division.valid, users, config.seed), length)
         packing = pack(windows.lengths, length)
-        rows = min(compiled.batches.rows, -(-max(packing.n_rows, 1) // shards) * shards)
+        rows = min(compiled.batches.rows, max(packing.n_rows, 1))
         self._n, self._local = len(windows.lengths), local_shards(self._mesh, shards)
         self._batches = PackedBatches(
             data.items.take, windows, packing, rows=rows, shards=shards, last_only=True, seed=None
