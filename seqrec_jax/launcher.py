@@ -13,11 +13,13 @@ from typing import Any, NoReturn
 
 import gin
 from absl import app, flags, logging
+from gin import config_parser
 
-from seqrec_jax.describe import fits, misfit
+from seqrec_jax.describe import fits, misfit, shown
 from seqrec_jax.errors import InputError, Interrupted
 
 _GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "Gin file that names the task; repeatable, later ones win.")
+_ALLOW_IMPORTS = flags.DEFINE_bool("allow_imports", False, "Let Gin files and bindings import Python modules.")
 _GIN_BINDINGS = flags.DEFINE_multi_string("gin_bindings", [], "Gin binding that overrides the files; repeatable.")
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -107,19 +109,63 @@ def _check_types() -> None:
                 raise InputError(f"Gin binding {name} = {value!r} {misfit(value, hint)}")
 
 
-def configure(gin_files: Sequence[str], gin_bindings: Sequence[str], moved: Moved = MappingProxyType({})) -> None:
+class _Blank(config_parser.ParserDelegate):
+    """Stands for what a configuration refers to, where only its statements matter."""
+
+    def configurable_reference(self, *_: Any) -> None:
+        """A reference."""
+
+    def macro(self, *_: Any) -> None:
+        """A macro."""
+
+
+def _check_imports(text: str, name: str, seen: set[Path]) -> None:
+    """Refuses, by an InputError, Gin statements that import a module, in a text and in the files that it includes."""
+    for statement in config_parser.ConfigParser(text, _Blank()):
+        if isinstance(statement, config_parser.ImportStatement):
+            raise InputError(
+                f"{name}: imports {statement.module}, which would run its code; take the line out, or give "
+                "--allow_imports where you trust it"
+            )
+        if isinstance(statement, config_parser.IncludeStatement):
+            _check_imports_of(statement.filename, seen)
+
+
+def _check_imports_of(gin_file: str, seen: set[Path]) -> None:
+    """The same of a file, found as Gin finds it; one that is missing is left to Gin."""
+    for path in (Path(gin_file), config_root() / gin_file):
+        if path.is_file():
+            if path not in seen:
+                seen.add(path)
+                _check_imports(path.read_text(encoding="utf-8"), gin_file, seen)
+            return
+
+
+def configure(
+    gin_files: Sequence[str], gin_bindings: Sequence[str], moved: Moved = MappingProxyType({}),
+    allow_imports: bool = False,
+) -> None:  # fmt: skip
     """Parses and checks the Gin configuration.
 
-    InputError where a file is missing, a name is unknown or has moved, a macro has no value, or a type is wrong.
+    InputError where a file is missing, a name is unknown or has moved, a macro has no value, a type is wrong, or a
+    statement imports a module.
 
     Args:
         gin_files: Paths, looked up from the working folder, then beside the package.
         gin_bindings: `name.parameter = value` or `MACRO = value`; later ones win.
+        moved: What became of bindings of earlier versions.
+        allow_imports: Whether statements may import modules.
     """
     if not gin_files:
         raise InputError(f"no --gin_file; one of: {', '.join(available_gin_files())}")
     gin.add_config_file_search_path(str(config_root()))
     try:
+        if not allow_imports:
+            seen: set[Path] = set()
+            for gin_file in gin_files:
+                _check_imports_of(gin_file, seen)
+            for binding in gin_bindings:
+                _check_imports(binding, f"Gin binding {binding!r}", seen)
         for gin_file in gin_files:
             gin.parse_config_file(gin_file)
         for binding in gin_bindings:
@@ -143,9 +189,17 @@ def _is_ours_or_an_error(record: std_logging.LogRecord) -> bool:
     return is_ours or (record.levelno >= std_logging.ERROR and "orbax" not in path.parts)
 
 
+class _Formatter(logging.PythonFormatter):
+    """Formats records as absl does, with what users' files hold made harmless for a terminal."""
+
+    def format(self, record: std_logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        return shown(super().format(record), kept="\n\t")
+
+
 def _end(message: str, status: int) -> NoReturn:
     """Ends the process with the first line of a message; Gin appends which configurables were being called."""
-    print(message.split("\n")[0], file=sys.stderr)
+    print(shown(message.split("\n")[0]), file=sys.stderr)
     sys.exit(status)
 
 
@@ -159,10 +213,11 @@ def launch(run: Callable[[], None], moved: Moved = MappingProxyType({})) -> None
         logging.set_verbosity(logging.INFO)
         logging.use_absl_handler()
         logging.get_absl_handler().addFilter(_is_ours_or_an_error)
+        logging.get_absl_handler().setFormatter(_Formatter())
         try:
             if len(argv) > 1:
                 raise InputError(f'unexpected argument {argv[1]!r}: bindings go in --gin_bindings="..."')
-            configure(_GIN_FILE.value, _GIN_BINDINGS.value, moved)
+            configure(_GIN_FILE.value, _GIN_BINDINGS.value, moved, _ALLOW_IMPORTS.value)
             run()
         except InputError as error:
             _end(f"error: {error}", 2)

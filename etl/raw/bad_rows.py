@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import NamedTuple
 
+from seqrec_jax.describe import shown
 from seqrec_jax.errors import InputError
 
 _EXAMPLES_PER_REASON = 5
@@ -26,10 +27,9 @@ class BadRow(NamedTuple):
 
     @staticmethod
     def of(line: int, reason: str, row: str | bytes) -> "BadRow":
-        """A bad row with its text cut to a readable length."""
+        """A bad row with its text cut to a readable length, and made harmless for a terminal."""
         text = row.decode("utf-8", "backslashreplace") if isinstance(row, bytes) else row
-        text = text.rstrip("\r\n")
-        return BadRow(line, reason, text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + "...")
+        return BadRow(line, reason, shown(text.rstrip("\r\n"), _LONGEST_TEXT))
 
 
 class BadRows:

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
+from seqrec_jax.describe import shown
 from seqrec_jax.scaling.report import cell_text
 from seqrec_jax.studies.scaling_law import law_tables
 
@@ -13,9 +15,9 @@ def rows_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """A table of rows that have the same columns; text is to the left, numbers to the right."""
     table = Table(title=title)
     for name, value in (rows[0] if rows else {}).items():
-        table.add_column(name, justify="left" if isinstance(value, str) else "right", overflow="fold")
+        table.add_column(Text(name), justify="left" if isinstance(value, str) else "right", overflow="fold")
     for row in rows:
-        table.add_row(*map(cell_text, row.values()))
+        table.add_row(*(Text(shown(cell_text(value), kept="\n")) for value in row.values()))
     return table
 
 
@@ -45,17 +47,17 @@ def transfer_table(results: Mapping[str, Any]) -> Table:
 def forecast_table(forecast: Mapping[str, Any]) -> Table:
     """What was expected of the largest runs of a scaling study, by laws with their errors on others, and what came."""
 
-    def shown(form: str, value: Any) -> str | None:
+    def filled(form: str, value: Any) -> str | None:
         return None if value is None else form.format(value)
 
     expected, percent, rows = "{0[metric]:.4f} ({0[low]:.4f} to {0[high]:.4f})", "{:+.1%}", []
     for row in forecast["forecasts"]:
         best = f"best, by {forecast['law']} (± {forecast['law_error']:.1%})"
-        rows.append({"run": row["run"], "compute": row["compute"], best: shown(expected, row["frontier"]),
-                     "came": row["best"], "error": shown(percent, row.get("frontier_error"))})  # fmt: skip
+        rows.append({"run": row["run"], "compute": row["compute"], best: filled(expected, row["frontier"]),
+                     "came": row["best"], "error": filled(percent, row.get("frontier_error"))})  # fmt: skip
         if row["joint"] is not None:
-            rows[-1] |= {f"end, by the joint law (± {forecast['joint_law_error']:.1%})": shown(expected, row["joint"]),
-                         "came ": row["end"], "error ": shown(percent, row.get("joint_error"))}  # fmt: skip
+            rows[-1] |= {f"end, by the joint law (± {forecast['joint_law_error']:.1%})": filled(expected, row["joint"]),
+                         "came ": row["end"], "error ": filled(percent, row.get("joint_error"))}  # fmt: skip
     title = f"{forecast['metric']}, forecast from {forecast['runs']} smaller runs at {forecast['made']}"
     return rows_table(title, rows)
 

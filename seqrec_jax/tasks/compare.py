@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -14,9 +13,10 @@ from seqrec_jax.evaluation.intervals import Difference
 from seqrec_jax.evaluation.ranking import Ranking
 from seqrec_jax.files import write_text
 from seqrec_jax.model.storage import load
+from seqrec_jax.runs.folder import report_folder
 from seqrec_jax.runs.settings import RunSettings
 from seqrec_jax.runs.tracking import Tracker
-from seqrec_jax.tasks.tables import new_table, on_test, print_tables
+from seqrec_jax.tasks.tables import new_table, on_test, plain, print_tables
 
 SUMMARY = "comparison.json"
 
@@ -26,7 +26,8 @@ def _comparison_table(rows: Mapping[str, Difference], title: str) -> Table:
     table = new_table(title, ("", "first", "second", "difference", "95 % interval", "p", "users better", "users worse"))
     for name, of in rows.items():
         table.add_row(
-            name, f"{of.first:.4f}", f"{of.second:.4f}", f"{of.difference:+.4f}", f"{of.low:+.4f} to {of.high:+.4f}",
+            plain(name), f"{of.first:.4f}", f"{of.second:.4f}", f"{of.difference:+.4f}",
+            f"{of.low:+.4f} to {of.high:+.4f}",
             f"{of.p:.4f}", str(of.better), str(of.worse),
         )  # fmt: skip
     return table
@@ -47,16 +48,16 @@ def compare(
     """
     if len(checkpoints) != 2:
         raise InputError(f"CHECKPOINTS = {list(checkpoints)} must name two")
+    folder = None if run_dir is None else report_folder(run_dir, SUMMARY)
     first, second = map(load, checkpoints)
     comparison = compare_models(
         first, second, corpus, ranking=ranking, metric=metric, category=category, draws=draws, seed=seed
     )
     results = {"checkpoints": list(checkpoints), **comparison.to_json()}
-    if run_dir is not None:
-        path, tracker = Path(run_dir) / SUMMARY, Tracker(settings.tracker)
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if folder is not None:
+        path, tracker = folder / SUMMARY, Tracker(settings.tracker)
         write_text(path, json.dumps(results, indent=2) + "\n")
-        tracker.start(path.parent)
+        tracker.start(folder)
         tracker.log_params({"checkpoints": list(checkpoints), "dataset": corpus.name})
         tracker.log_artifact(path)
         tracker.close("FINISHED")

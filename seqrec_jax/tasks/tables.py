@@ -5,6 +5,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
+
+from seqrec_jax.describe import shown
+
+MOST_SHOWN = 200  # characters of a text of the user's
 
 
 def print_tables(*tables: Table | str, width: int | None = None) -> None:
@@ -16,7 +21,13 @@ def print_tables(*tables: Table | str, width: int | None = None) -> None:
 def new_table(title: str, columns: Sequence[str]) -> Table:
     """An empty table whose first column is to the left and all others to the right."""
     first, *others = columns
-    return Table(Column(first, no_wrap=True), *(Column(name, justify="right") for name in others), title=title)
+    right = (Column(plain(name), justify="right") for name in others)
+    return Table(Column(plain(first), no_wrap=True), *right, title=plain(title))
+
+
+def plain(text: str) -> Text:
+    """A text of the user's, such as a title, an id or a path, as it is: not as Rich's markup, nor as a terminal's."""
+    return Text(shown(text, MOST_SHOWN))
 
 
 def on_test(ties: Mapping[str, Mapping[str, Any]]) -> str:
@@ -45,7 +56,7 @@ def results_table(
         if intervals is not None:
             low, high = intervals[name][f"ndcg_at_{ks[-1]}"]
             cells.append(f"{low:.4f} to {high:.4f}")
-        table.add_row(name, *cells)
+        table.add_row(plain(name), *cells)
     return table
 
 
@@ -57,20 +68,20 @@ def slices_table(slices: Mapping[str, Mapping[str, Any]], k: int) -> Table:
         if of["targets"]:
             low, high = of["intervals"][f"ndcg_at_{k}"]
             cells = (f"{of[f'recall_at_{k}']:.4f}", f"{of[f'ndcg_at_{k}']:.4f}", f"{low:.4f} to {high:.4f}")
-        table.add_row(name.replace("_", " "), str(of["targets"]), *cells)
+        table.add_row(plain(name.replace("_", " ")), str(of["targets"]), *cells)
     return table
 
 
 def recommendations_table(title: str, history: Sequence[Mapping[str, str]], best: Sequence[Mapping[str, str]]) -> Table:
     """A user's history, oldest first, and what is recommended, best first."""
     names = list((best or history)[0])
-    columns = (Column(name, overflow="fold") for name in names)
-    table = Table("", *columns, title=title, title_justify="left")
+    columns = (Column(plain(name), overflow="fold") for name in names)
+    table = Table("", *columns, title=plain(title), title_justify="left")
     for item in history:
-        table.add_row("had", *(item.get(name, "") for name in names), style="dim")
+        table.add_row("had", *(plain(item.get(name, "")) for name in names), style="dim")
     table.add_section()
     for place, item in enumerate(best, 1):
-        table.add_row(str(place), *(item.get(name, "") for name in names))
+        table.add_row(str(place), *(plain(item.get(name, "")) for name in names))
     return table
 
 
@@ -86,5 +97,5 @@ def transfer_table(results: Mapping[str, Any], ks: Sequence[int]) -> Table:
     table = new_table("Transfer", ["", *whens])
     for name, of_both in rows.items():
         shown = [of.get(f"{metric}_at_{k}") for metric in ("recall", "ndcg") for of in of_both]
-        table.add_row(name, *("" if value is None else f"{value:.4f}" for value in shown))
+        table.add_row(plain(name), *("" if value is None else f"{value:.4f}" for value in shown))
     return table
