@@ -55,7 +55,7 @@ class Corpus:
                              f"{len(given)} datasets")  # fmt: skip
         if not 0 < self.users_share <= 1:
             raise InputError(f"Corpus.users_share = {self.users_share} is not in (0, 1]")
-        opened = tuple(part if isinstance(part, Dataset) else open_dataset(part, verify=True) for part in given)
+        opened = tuple(part.checked if isinstance(part, Dataset) else open_dataset(part, verify=True) for part in given)
         names = [part.name for part in opened]
         for name in names:
             if names.count(name) > 1:
@@ -239,12 +239,14 @@ def _union(parts: Sequence[Dataset], item_shifts: np.ndarray) -> Dataset:
         "checksums": {str(ordinal): part.digest() for ordinal, part in enumerate(parts)},
     }  # fmt: skip
     catalogs = [part.items_table.slice(int(ordinal > 0)) for ordinal, part in enumerate(parts)]  # one row of padding
-    return Dataset(
+    union = Dataset(
         Path("+".join(part.name for part in parts)), manifest, np.concatenate([np.zeros(1, np.int64), *offsets]),
         UnionItems(tuple(part.items for part in parts), flat_starts[:-1], item_shifts.astype(np.int32)),
         pa.concat_tables([part.interactions_table.select(["user_id"]) for part in parts]),
         pa.concat_tables(catalogs, promote_options="default"),
     )  # fmt: skip
+    union.__dict__["checked"] = union  # as its parts are
+    return union
 
 
 def users_named_in(sources: Sequence[str]) -> pa.Array:

@@ -1,14 +1,14 @@
 """The dataset folder on disk: file names, schema, manifest, and the checks of those. `etl` writes it."""
 
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from seqrec_jax.errors import InputError
+from seqrec_jax.files import read_json
 
 SCHEMA_VERSION = 3
 INTERACTIONS, ITEMS, TOKENIZER, MANIFEST = "interactions.arrow", "items.arrow", "tokenizer.model", "manifest.json"
@@ -29,16 +29,40 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+REMEDY = "make the dataset again with etl"
+_KINDS: dict[str, Any] = {  # what a manifest holds that is read again
+    "sizes": dict.fromkeys(DATA_FILES, int),
+    "checksums": dict.fromkeys(DATA_FILES, str),
+    "counts": dict.fromkeys(("users", "items", "interactions"), int),
+    "tokenizer": {"sha256": str, "vocab_size": int},
+    "ties": {"order": str, "neighbours": int, "of": int},
+    "features": list,
+}
+
+
+def _misfit(value: Any, kind: Any, place: str) -> str | None:
+    """The first place of a manifest that is not of its kind; None where all are."""
+    if isinstance(kind, dict):
+        if not isinstance(value, dict):
+            return place
+        found = (_misfit(value.get(name), inner, f"{place}.{name}".strip(".")) for name, inner in kind.items())
+        return next((wrong for wrong in found if wrong is not None), None)
+    fits = isinstance(value, kind) and not isinstance(value, bool) and (kind is not int or value >= 0)
+    return None if fits else place
+
+
 def read_versioned(path: Path) -> dict[str, Any]:
     """Reads a manifest; an InputError where it is damaged, or of another schema version than this program's."""
-    try:
-        manifest = json.loads(path.read_text())
-        version, _ = manifest["schema_version"], manifest["sizes"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: is damaged ({error}); make the dataset again with etl") from error
-    if version != SCHEMA_VERSION:
+    manifest = read_json(path, REMEDY)
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if version is not None and version != SCHEMA_VERSION:
         raise InputError(f"{path}: schema version {version}, but this program reads {SCHEMA_VERSION}; make it again "
                          f"with etl, after removing {path.parent}")  # fmt: skip
+    wrong = "schema_version" if version is None else _misfit(manifest, _KINDS, "")
+    for feature in [] if wrong else manifest["features"]:
+        wrong = wrong or _misfit(feature, {"name": str, "max_tokens": int}, "features")
+    if wrong:
+        raise InputError(f"{path}: is damaged ({wrong} is missing, or is not what it has to be); {REMEDY}")
     return manifest
 
 
@@ -60,8 +84,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def verify_checksums(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Compares every data file's SHA-256 with the manifest's; an InputError names a file that was altered."""
+def wrong_files(folder: Path, manifest: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each data file whose SHA-256 is not the manifest's."""
     for file in (folder / name for name in DATA_FILES):
         if sha256_of(file) != manifest["checksums"][file.name]:
-            raise InputError(f"{file}: its checksum is not the manifest's; it was altered, make it again with etl")
+            yield f"{file}: its checksum is not the manifest's; it was altered, make it again with etl"
+
+
+def verify_checksums(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Compares every data file's SHA-256 with the manifest's; an InputError names a file that was altered."""
+    for wrong in wrong_files(folder, manifest):
+        raise InputError(wrong)

@@ -87,7 +87,7 @@ class Index:
 
     def __init__(self, model: Recommender, data: Dataset):
         model.check(data)
-        self.model, self.data = model, data
+        self.model, self.data = model, data.checked
         self._features = model.features(data)
         self._params = jax.device_put(model.params, jax.local_devices()[0])
         self.catalog = encode_catalog(model.graph)(self._params, self._features)
