@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import hashlib
 import inspect
+import json
 import math
 import numbers
 import re
@@ -89,3 +91,20 @@ def describe(value: Any) -> Any:
     if callable(value):
         return _function(value, {})
     raise TypeError(f"{value!r} is no setting")
+
+
+def shown(text: str, most: int | None = None, kept: str = "") -> str:
+    r"""A text as a terminal may be given it: control characters, and what turns the direction of writing, as `\x1b`.
+
+    All but those `kept`. A text of more than `most` characters is cut.
+    """
+    if most is not None and len(text) > most:
+        text = text[: most - 1] + "…"
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
+
+
+def identity_of(config: Mapping[str, Any]) -> str:
+    """SHA-256 of a run's configuration, as JSON: equal for equal ones, and written into all that the run keeps."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()

@@ -16,6 +16,14 @@ from seqrec_jax.errors import InputError
 _NAMES_AT_MOST = 1000  # arrays of an `.npz`
 
 
+def check_no_pattern(folder: Path) -> None:
+    """Refuses, by an InputError, a folder in whose path Orbax would see a pattern and then lose its own files."""
+    path = str(folder.resolve())
+    if found := [character for character in "*?[" if character in path]:
+        raise InputError(f"{path}: holds {found[0]!r}, with which no checkpoint can be read back; bind RUN_DIR to a "
+                         "path without *, ? and [")  # fmt: skip
+
+
 def sync_folder(folder: Path) -> None:
     """Has the names in a folder written to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)

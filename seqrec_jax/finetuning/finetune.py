@@ -1,6 +1,5 @@
 """Fine-tuning a recommender: `finetune(model, corpus, FinetuneConfig(method=head_first), run_dir="runs/market")`."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -133,9 +132,9 @@ def _results(work: FineTuning, chosen: Candidate, summaries: Sequence[Mapping[st
 def _write(run: Run, model: Recommender, results: dict[str, Any]) -> None:
     """Writes the model, in place of one from an attempt that was cut off, then the results; removes the phases."""
     if run.first:
-        shutil.rmtree(run.path / storage.CHECKPOINTS, ignore_errors=True)
+        run.remove(storage.CHECKPOINTS)
     raise_on_all_hosts(None)
-    storage.save(run.path, model, max(1, results["train"]["steps"]))
+    storage.save(run.path, model, max(1, results["train"]["steps"]), run.identity)
     run.finish(results)
     if run.first:
-        shutil.rmtree(run.path / PHASES, ignore_errors=True)
+        run.remove(PHASES)

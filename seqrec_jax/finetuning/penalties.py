@@ -14,7 +14,7 @@ from seqrec_jax.data.batches import Batch, prefetch, training_batches
 from seqrec_jax.data.corpus import Corpus
 from seqrec_jax.devices import local_shards, place, split_rows
 from seqrec_jax.errors import InputError
-from seqrec_jax.files import write_arrays
+from seqrec_jax.files import read_arrays, write_arrays
 from seqrec_jax.hosts import is_first_host, raise_on_all_hosts
 from seqrec_jax.model.parameters import Params
 from seqrec_jax.model.recommender import ROWS, Recommender
@@ -87,6 +87,20 @@ def _importance(model: Recommender, corpus: Corpus, config: TrainConfig, n_batch
     return fisher(loss_and_grads, params, catalog, on_devices, config.seed)
 
 
+def _is_kept(file: Path, start: Params) -> bool:
+    """Whether an earlier attempt has kept the importance of each parameter of `start`, whole."""
+    try:
+        arrays = read_arrays(file)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        logging.warning("%s: is damaged (%s), and is measured again", file, error)
+        return False
+    return arrays.keys() == start.keys() and all(
+        arrays[name].shape == start[name].shape and np.isfinite(arrays[name]).all() for name in start
+    )
+
+
 def anchor_of(
     model: Recommender, penalty: Penalty | None, pretraining: Corpus | None, config: TrainConfig, mesh: Mesh, file: Path
 ) -> Anchor:
@@ -101,11 +115,10 @@ def anchor_of(
     importance: dict[str, Any] = {}
     if penalty.fisher_batches:
         assert pretraining is not None
-        if not file.exists():
+        if not _is_kept(file, start):
             values = _importance(model, pretraining, config, penalty.fisher_batches, mesh)
             if is_first_host():
                 write_arrays(file, {name: values[name] for name in start})
             raise_on_all_hosts(None)
-        with np.load(file, allow_pickle=False) as arrays:
-            importance = dict(arrays)
+        importance = read_arrays(file)
     return Anchor(*place(mesh, (start, importance), model.graph.tables))

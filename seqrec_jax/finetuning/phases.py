@@ -7,19 +7,22 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 from jax.sharding import Mesh
 
 from seqrec_jax.data.corpus import Corpus
 from seqrec_jax.data.split import last_training_targets
 from seqrec_jax.devices import place, replicate
+from seqrec_jax.errors import InputError
 from seqrec_jax.evaluation.ranking import CorpusRanker
-from seqrec_jax.files import write_text
+from seqrec_jax.files import read_json, write_text
 from seqrec_jax.finetuning import adapt
 from seqrec_jax.finetuning.config import FinetuneConfig
 from seqrec_jax.finetuning.methods import Phase
 from seqrec_jax.hosts import raise_on_all_hosts
 from seqrec_jax.model.parameters import Params
 from seqrec_jax.model.recommender import Recommender
+from seqrec_jax.model.storage import CHECKPOINTS, check_whole
 from seqrec_jax.runs import costs
 from seqrec_jax.runs.run import Run
 from seqrec_jax.training.compile import StepCompiler
@@ -31,6 +34,19 @@ from seqrec_jax.training.tuning import Anchor, Tuning
 PHASES = "phases"
 SUMMARY = "phase.json"
 Summary = dict[str, Any]  # what results.json says of a phase
+
+
+def _finished(folder: Path, run: Run) -> Summary | None:
+    """The summary of a phase that is finished; None where it, or the best checkpoint that it names, is damaged."""
+    if not (folder / SUMMARY).exists():
+        return None
+    try:
+        summary = read_json(folder / SUMMARY, "the phase is trained again")
+        check_whole(folder / CHECKPOINTS / str(summary["best_step"]), run.identity)
+    except (InputError, KeyError, TypeError) as error:
+        logging.warning("%s: what was finished cannot be used, and is trained again: %s", folder, error)
+        return None
+    return summary
 
 
 class FineTuning:
@@ -77,9 +93,8 @@ class FineTuning:
             for ordinal, phase in enumerate(phases):
                 run.metrics.begin_phase(*(sum(of[name] for of in summaries) for name in ("steps", "epochs")))
                 folder = run.path / PHASES / f"{ordinal}_{phase.name}"
-                if (folder / SUMMARY).exists():
-                    summary = json.loads((folder / SUMMARY).read_text())
-                    params = best_of_phase(folder, self.start.spec, summary["best_step"], params)
+                if (summary := _finished(folder, run)) is not None:
+                    params = best_of_phase(folder, self.start.spec, summary["best_step"], params, run)
                 else:
                     summary, params = self._train_phase(phase.name, self.compiler(phase, params, anchor), folder, run)
                 found[phase.name] = params

@@ -67,7 +67,7 @@ def import_safetensors(
         max_tokens: Text features in the order of the model's tables, and the most tokens of each; None for the data's.
     """
     path = Path(file)
-    arrays, metadata = _read(path)
+    arrays, metadata = read_safetensors(path)
     if METADATA in metadata:
         spec = Spec.from_json(json.loads(metadata[METADATA]))
         if spec.texts and spec.tokenizer_sha256 != data.tokenizer_sha256:
@@ -86,7 +86,8 @@ def import_safetensors(
     return Recommender(spec, params, tokenizer=(data.folder / TOKENIZER).read_bytes())
 
 
-def _read(source: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_safetensors(source: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays and the metadata of a file; an InputError where it is none."""
     from safetensors import SafetensorError, safe_open
 
     if not source.is_file():

@@ -1,64 +1,96 @@
 """Recommenders on disk: the checkpoints of a run's folder as Orbax writes them, with checksums over every file.
 
 A folder holds `tokenizer.model`, a file for each statistic, and `checkpoints/<step>/`, each with the items `params` and
-`model` (JSON, the spec), in training also `training` and `progress`, and with `checksums.json`.
+`model` (JSON, the spec), in training also `training` and `progress`, and with `checksums.json`: of these files, of
+those beside `checkpoints`, and the identity of the run that wrote them.
 """
 
 import json
+import os
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from seqrec_jax.data.format import TOKENIZER, sha256_of
+from seqrec_jax.describe import identity_of
 from seqrec_jax.errors import InputError
-from seqrec_jax.files import write_text
+from seqrec_jax.files import check_no_pattern, read_json, sync_folder, write_bytes, write_text
 from seqrec_jax.model.parameters import check_finite
 from seqrec_jax.model.recommender import Recommender
 from seqrec_jax.model.spec import Spec
 from seqrec_jax.model.terms import TERMS
+from seqrec_jax.runs.folder import CHECKPOINTS, CONFIG
 
-CHECKPOINTS = "checkpoints"
 CHECKSUMS = "checksums.json"
-CONFIG = "config.json"
+STATISTICS = {term.name: term for term in TERMS if term.statistic is not None}
+BESIDE = (TOKENIZER, *(f"{name}.npz" for name in STATISTICS))  # what a checkpoint needs beside `checkpoints`
 ORBAX_ERRORS = (ValueError, KeyError, TypeError, AttributeError, OSError)
+SECONDS_BETWEEN_TRIES = 0.1
 
 
 def _files(folder: Path) -> dict[str, Path]:
     """Those of the items; what Orbax writes beside them, last of all, are times and marks."""
-    files = (path for path in sorted(folder.glob("*/**/*")) if path.is_file())
-    return {str(path.relative_to(folder)): path for path in files}
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.parent != folder)
+    return {path.relative_to(folder).as_posix(): path for path in files}
 
 
-def write_checksums(folder: Path) -> None:
-    """Writes the checksums of a checkpoint's files into its folder."""
-    digests = {name: sha256_of(path) for name, path in _files(folder).items()}
-    write_text(folder / CHECKSUMS, json.dumps(digests, indent=1) + "\n")
+def write_checksums(folder: Path, run: str | None = None) -> None:
+    """Writes the checksums of a checkpoint into its folder, once all of it is on the disk.
+
+    `run` is the identity of the run that it belongs to; None for a recommender that is no run's.
+    """
+    files, root = _files(folder), folder.parent.parent
+    for path in files.values():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    for place in {path.parent for path in files.values()}:
+        sync_folder(place)
+    beside = {name: sha256_of(root / name) for name in BESIDE if (root / name).exists()}
+    record = {"run": run, "files": {name: sha256_of(path) for name, path in files.items()}, "beside": beside}
+    write_text(folder / CHECKSUMS, json.dumps(record, indent=1) + "\n")
 
 
-def what_is_wrong(folder: Path) -> str | None:
-    """Why a checkpoint cannot be used, or None: its files are compared with its checksums."""
+def _differing(expected: Mapping[str, str], files: Mapping[str, Path]) -> Iterator[str]:
+    """What is wrong with files that have names and checksums."""
+    for name in sorted(expected.keys() | files.keys()):
+        if name not in files or not files[name].is_file():
+            yield f"{name} is missing"
+        elif name not in expected:
+            yield f"{name} does not belong to it"
+        elif sha256_of(files[name]) != expected[name]:
+            yield f"{name} is damaged"
+
+
+def what_is_wrong(folder: Path, run: str | None = None) -> str | None:
+    """Why a checkpoint cannot be used, or None: its files, and those that it needs, are compared with its checksums.
+
+    `run` is the identity of the run that it has to belong to; None takes any.
+    """
     try:
-        expected = json.loads((folder / CHECKSUMS).read_text())
+        record = json.loads((folder / CHECKSUMS).read_bytes())
+        owner, expected, beside = record["run"], dict(record["files"]), dict(record["beside"])
     except FileNotFoundError:
         return "was not finished"
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return f"{CHECKSUMS} cannot be read"
-    files = _files(folder)
-    for name in sorted(expected.keys() | files.keys()):
-        if name not in files:
-            return f"{name} is missing"
-        if name not in expected:
-            return f"{name} does not belong to it"
-        if sha256_of(files[name]) != expected[name]:
-            return f"{name} is damaged"
-    return None
+    if run not in (None, owner):
+        return "belongs to another run"
+    if strange := [name for name in beside if name not in BESIDE]:
+        return f"{CHECKSUMS} names {strange[0]!r}, which is no file of a run's"
+    root = folder.parent.parent
+    return next(_differing(expected, _files(folder)), None) or next(
+        _differing(beside, {name: root / name for name in beside}), None
+    )
 
 
-def check_whole(folder: Path) -> None:
-    """Refuses, by an InputError, a checkpoint that does not agree with its checksums."""
-    wrong = what_is_wrong(folder) if folder.is_dir() else "it is missing"
+def check_whole(folder: Path, run: str | None = None) -> None:
+    """Refuses, by an InputError, a checkpoint that does not agree with its checksums, or is another run's."""
+    wrong = what_is_wrong(folder, run) if folder.is_dir() else "it is missing"
     if wrong is not None:
         raise InputError(f"{folder}: the checkpoint is damaged ({wrong}); move it away to use the one before it")
 
@@ -68,15 +100,29 @@ def steps_of(folder: Path) -> list[int]:
     return sorted((int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()), reverse=True)
 
 
-def best_step(run_dir: Path) -> int:
+def being_written(folder: Path, step: int) -> Path:
+    """Where Orbax writes a checkpoint, before it gives the folder its name."""
+    return next(path for path in folder.iterdir() if path.name.startswith(f"{step}.orbax-checkpoint-tmp"))
+
+
+def best_of(checkpoint: Path) -> int:
+    """Step of the best checkpoint on validation so far, as a whole one says; 0 before the first evaluation."""
+    path, remedy = checkpoint / "progress" / "metadata", "move the checkpoint away to use the one before it"
+    progress = read_json(path, remedy)
+    if not isinstance(progress, dict) or not isinstance(progress.get("best_step"), int):
+        raise InputError(f"{path}: names no best checkpoint; {remedy}")
+    return progress["best_step"]
+
+
+def best_step(run_dir: Path, run: str | None = None) -> int:
     """Step of the best checkpoint on validation so far, as the latest one says; an InputError where there is none."""
     folder = run_dir / CHECKPOINTS
     if not folder.is_dir():
         raise InputError(f"{run_dir}: holds no {CHECKPOINTS} folder; bind CHECKPOINT to the RUN_DIR of a training run")
     best = 0
     for latest in steps_of(folder)[:1]:
-        check_whole(folder / str(latest))
-        best = json.loads((folder / str(latest) / "progress" / "metadata").read_text())["best_step"]
+        check_whole(folder / str(latest), run)
+        best = best_of(folder / str(latest))
     if not best:
         raise InputError(f"{folder}: holds no finished checkpoint; the run stopped before its first evaluation")
     return best
@@ -85,12 +131,30 @@ def best_step(run_dir: Path) -> int:
 def load(folder: str | Path) -> Recommender:
     """Reads a recommender: the best of a run's folder on validation, or a saved one.
 
-    An InputError where there is none, it is damaged, or its arrays do not fit its own spec or are not finite.
+    A run may be going on there. An InputError where there is none, it is damaged, it is another run's, or its arrays do
+    not fit its own spec or are not finite.
     """
-    run_dir = Path(folder)
-    step = best_step(run_dir)
-    place = run_dir / CHECKPOINTS / str(step)
-    check_whole(place)
+    said = ""
+    while True:
+        try:
+            return _load(Path(folder))
+        except InputError as error:  # Once more, unless it stays: a training may be removing what is read.
+            if str(error) == said:
+                raise
+            said = str(error)
+            time.sleep(SECONDS_BETWEEN_TRIES)
+
+
+def _load(run_dir: Path) -> Recommender:
+    """Reads a recommender, once."""
+    config: Any = {}
+    if (run_dir / CONFIG).exists():
+        config = read_json(run_dir / CONFIG, "copy the whole RUN_DIR again")
+        if not isinstance(config, dict):
+            raise InputError(f"{run_dir / CONFIG}: is no configuration of a run; copy the whole RUN_DIR again")
+    run = identity_of(config) if config else None
+    place = run_dir / CHECKPOINTS / str(best_step(run_dir, run))
+    check_whole(place, run)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     try:
         spec = Spec.from_json(json.loads((place / "model" / "metadata").read_text()))
@@ -100,35 +164,35 @@ def load(folder: str | Path) -> Recommender:
         with ocp.StandardCheckpointer() as reader:
             params = reader.restore((place / "params").resolve(), wanted)
         check_finite(params)
+        statistics = {
+            name: term.statistic.read(run_dir / f"{name}.npz")
+            for name, term in STATISTICS.items() if term.is_in(spec.architecture)
+        }  # fmt: skip
+        tokenizer = run_dir / TOKENIZER
+        tokens = tokenizer.read_bytes() if tokenizer.exists() else b""
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
     except ORBAX_ERRORS as error:
         raise InputError(f"{place}: the checkpoint is damaged ({' '.join(str(error).split())[:200]})") from error
-    statistics = {
-        term.name: term.statistic.read(run_dir / f"{term.name}.npz")
-        for term in TERMS
-        if term.statistic is not None and term.is_in(spec.architecture)
-    }
-    config, tokenizer = run_dir / CONFIG, run_dir / TOKENIZER
-    trained_with = json.loads(config.read_text()).get("Corpus", {}) if config.exists() else {}
-    return Recommender(spec, params, statistics, tokenizer.read_bytes() if tokenizer.exists() else b"", trained_with)
+    return Recommender(spec, params, statistics, tokens, config.get("Corpus", {}))
 
 
 def write_beside(folder: Path, model: Recommender) -> None:
     """Writes what lies beside the checkpoints: the tokenizer, and the statistics."""
-    partial = folder / f".{TOKENIZER}.partial"
-    partial.write_bytes(model.tokenizer)
-    partial.replace(folder / TOKENIZER)
+    write_bytes(folder / TOKENIZER, model.tokenizer)
     for name, statistic in model.statistics.items():
         statistic.write(folder / f"{name}.npz")
 
 
-def save(folder: str | Path, model: Recommender, step: int = 1) -> None:
+def save(folder: str | Path, model: Recommender, step: int = 1, run: str | None = None) -> None:
     """Writes a recommender that nothing goes on from, as the checkpoint of a step, on one host or several.
+
+    `run` is the identity of the run whose folder it is; None for a recommender that is no run's.
 
     An InputError where the folder holds a checkpoint already, or cannot be written.
     """
     folder = Path(folder)
+    check_no_pattern(folder)
     if (folder / CHECKPOINTS).exists():
         raise InputError(f"{folder}: holds a checkpoint; bind RUN_DIR to another folder")
     first = jax.process_index() == 0
@@ -139,7 +203,7 @@ def save(folder: str | Path, model: Recommender, step: int = 1) -> None:
 
         def finalize() -> None:
             if first:
-                write_checksums(next((folder / CHECKPOINTS).glob(f"{step}.orbax-checkpoint-tmp*")))
+                write_checksums(being_written(folder / CHECKPOINTS, step), run)
 
         options = ocp.CheckpointManagerOptions(
             async_options=ocp.AsyncOptions(post_finalization_callback=finalize), enable_async_checkpointing=True

@@ -2,30 +2,54 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-METRICS = "metrics.jsonl"
+from absl import logging
+
+from seqrec_jax.files import write_bytes
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record of a line; None where it is damaged."""
+    try:
+        record = json.loads(line)
+        return record if {"kind", "step", "epoch", "time"} <= record.keys() and record["metrics"].items() else None
+    except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The whole records of a log, which may be growing; none where there is no log."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [record for record in map(_record, lines) if record is not None]
+
+
+def damaged_lines(path: Path) -> list[int]:
+    """Numbers, from 1, of the lines of a log that are damaged; the last may be one that is being written."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return [number for number, line in enumerate(lines, 1) if _record(line) is None]
 
 
 class MetricsLog:
     """Appends records to the file `path` and never writes one twice; None keeps nothing.
 
     A run that goes on from a checkpoint repeats what it had recorded since; those records are there already and are
-    left as they are. A line that was cut off by a crash is removed.
+    left as they are. A line that was cut off by a crash, or is damaged, is removed.
     """
 
     def __init__(self, path: Path | None):
         self._path, self._known = path, set()
         self._steps_before = self._epochs_before = 0
         if path is not None and path.exists():
-            content = path.read_bytes()
-            whole = content[: content.rfind(b"\n") + 1]
-            if len(whole) < len(content):
-                os.truncate(path, len(whole))
-            self._known = {(record["kind"], record["step"]) for record in map(json.loads, whole.splitlines())}
+            lines = path.read_bytes().splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith(b"\n") and _record(line) is not None]
+            if len(whole) < len(lines):
+                logging.warning("%s: %d lines are cut off or damaged, and are removed", path, len(lines) - len(whole))
+                write_bytes(path, b"".join(whole))
+            self._known = {(record["kind"], record["step"]) for record in map(json.loads, whole)}
 
     def begin_phase(self, steps_before: int, epochs_before: int) -> None:
         """Counts steps and epochs on from those of earlier phases."""

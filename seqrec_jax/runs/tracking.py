@@ -16,11 +16,11 @@ from typing import Any
 
 from absl import logging
 
-from seqrec_jax.files import write_text
-from seqrec_jax.runs.metrics_log import METRICS
+from seqrec_jax.errors import InputError
+from seqrec_jax.files import read_json, write_text
+from seqrec_jax.runs.folder import METRICS, TRACKING
 from seqrec_jax.runs.settings import Tracking
 
-TRACKING = "tracking.json"
 SECONDS_BETWEEN_SENDS, MOST_SECONDS_BETWEEN_TRIES = 2.0, 60.0
 TRIES_AT_THE_END = 3
 METRICS_PER_REQUEST = 1000
@@ -58,9 +58,14 @@ class Tracker:
         if uri is None:
             return
         self._folder, path = run_dir, run_dir / TRACKING
-        self._sent = json.loads(path.read_text()) if path.exists() else {}
-        if self._sent.get("uri") != uri:
-            self._sent = {"uri": uri} | NOTHING_SENT
+        self._sent = {"uri": uri} | NOTHING_SENT
+        try:
+            sent = read_json(path, "the run is sent anew") if path.exists() else self._sent
+            if not isinstance(sent, dict) or not self._sent.keys() <= sent.keys():
+                raise InputError(f"{path}: is no record of what was sent; the run is sent anew")
+            self._sent = sent if sent["uri"] == uri else self._sent
+        except InputError as error:
+            logging.warning("%s", error)
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._thread.start()
 
@@ -185,9 +190,10 @@ class Tracker:
         path, sent = self._folder / METRICS, self._sent
         if not path.exists() or path.stat().st_size <= sent["metrics"]:
             return
-        with path.open("rb") as file:
-            file.seek(sent["metrics"])
-            lines = [line for line in file if line.endswith(b"\n")]
+        content = path.read_bytes()
+        if content[: sent["metrics"]][-1:] not in (b"", b"\n"):  # Damaged lines were removed; MLflow knows what it has.
+            sent["metrics"] = 0
+        lines = [line for line in content[sent["metrics"] :].splitlines(keepends=True) if line.endswith(b"\n")]
         metrics = []
         for record in map(json.loads, lines):
             at = int(1000 * record["time"]), record["step"] if record["kind"] == "step" else record["epoch"]

@@ -2,8 +2,8 @@
 
 import contextlib
 import dataclasses
-import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,13 +15,14 @@ from absl import logging
 
 from seqrec_jax.describe import describe
 from seqrec_jax.errors import InputError
-from seqrec_jax.runs.metrics_log import METRICS
-from seqrec_jax.runs.run import RESULTS, Run
+from seqrec_jax.files import read_json
+from seqrec_jax.runs.folder import LOG, METRICS, RESULTS
+from seqrec_jax.runs.metrics_log import read_records
+from seqrec_jax.runs.run import HELD, Run
 from seqrec_jax.runs.settings import Tracking
 from seqrec_jax.runs.stopping import StopRequests
 
 SECONDS_TO_STOP, SECONDS_BETWEEN_LOOKS, SECONDS_FOR_PARENT = 300, 0.5, 60
-LOG = "log.txt"
 
 
 def gin_bindings(values: Mapping[str, Any]) -> list[str]:
@@ -53,8 +54,8 @@ class Job:
     @property
     def command(self) -> list[str]:
         """Command that makes the run, and that ends with the process that started it."""
-        flags = [f"--gin_bindings={binding}" for binding in self.bindings]
-        return [sys.executable, "-m", "seqrec_jax.main", f"--gin_file={self.gin_file}", "--ends_with_parent", *flags]
+        flags = [f"--gin_file={self.gin_file}", *(f"--gin_bindings={binding}" for binding in self.bindings)]
+        return [sys.executable, "-m", "seqrec_jax.studies.child", str(os.getpid()), *flags]
 
     @property
     def finished(self) -> bool:
@@ -63,13 +64,11 @@ class Job:
 
     def results(self) -> dict[str, Any]:
         """What the run's results.json holds."""
-        return json.loads((self.run_dir / RESULTS).read_text())
+        return read_json(self.run_dir / RESULTS, "remove it, and the same command makes it again")
 
     def evaluations(self, metric: str) -> dict[int, float]:
         """The metric after each epoch that was evaluated so far."""
-        log = self.run_dir / METRICS
-        records = [json.loads(line) for line in log.read_bytes().split(b"\n")[:-1]] if log.exists() else []
-        epochs = [record for record in records if record["kind"] == "epoch"]
+        epochs = [record for record in read_records(self.run_dir / METRICS) if record["kind"] == "epoch"]
         return {record["epoch"]: record["metrics"][metric] for record in epochs if metric in record["metrics"]}
 
     def tracked(self, tracker: Tracking | None, parent: str | None = None) -> "Job":
@@ -111,6 +110,12 @@ class JobProcess:
             self._process.kill()
             self._process.wait()
 
+    def failure(self, status: int) -> str:
+        """Why it ended with an exit status that is not 0."""
+        if status > 0:
+            return self.last_line()
+        return f"was killed by {signal.Signals(-status).name}; the same command goes on"
+
     def last_line(self) -> str:
         """The last line that the process printed."""
         lines = self._log.read_text(errors="replace").strip().splitlines()
@@ -124,7 +129,8 @@ def run_jobs(
     """Runs what is left of the jobs in their order, `processes` at a time, each with its share of the CPUs.
 
     `watch` looks at a job that is under way; it is stopped where this is True. `done` jobs are finished beside these.
-    InputError where a job failed before any other was finished; Interrupted where the study was asked to stop.
+    InputError where a job failed before any other was finished, or for a reason that is none of its own: it was killed,
+    or another process holds its folder; Interrupted where the study was asked to stop.
     """
     left = [job for job in jobs if not job.finished]
     done += len(jobs) - len(left)
@@ -152,9 +158,9 @@ def run_jobs(
             elif status == 0:
                 done += 1
                 logging.info("%s: finished, %d in all", job.name, done)
-            elif done:
+            elif done and status > 0 and HELD not in process.last_line():
                 logging.warning("%s failed: %s", job.name, process.last_line())
             else:
                 stop_all()
-                raise InputError(f"{job.name}: {process.last_line()}")
+                raise InputError(f"{job.name}: {process.failure(status)}")
         time.sleep(SECONDS_BETWEEN_LOOKS)

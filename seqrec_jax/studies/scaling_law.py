@@ -13,7 +13,8 @@ from absl import logging
 from seqrec_jax.errors import InputError
 from seqrec_jax.evaluation.metrics import METRICS
 from seqrec_jax.files import write_text
-from seqrec_jax.runs.run import CONFIG_TEXT, Run
+from seqrec_jax.runs.folder import CONFIG_TEXT
+from seqrec_jax.runs.run import Run
 from seqrec_jax.runs.settings import RunSettings
 from seqrec_jax.scaling.forecast import WITHIN, Judged, Study, study_frontier
 from seqrec_jax.scaling.frontier import METHODS, points_of

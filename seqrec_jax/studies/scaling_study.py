@@ -15,7 +15,8 @@ from seqrec_jax.data.split import Split, leave_one_out
 from seqrec_jax.data.store import Dataset
 from seqrec_jax.errors import InputError
 from seqrec_jax.files import write_text
-from seqrec_jax.runs.run import RESULTS, Run
+from seqrec_jax.runs.folder import RESULTS
+from seqrec_jax.runs.run import Run
 from seqrec_jax.runs.settings import RunSettings
 from seqrec_jax.runs.stopping import StopRequests
 from seqrec_jax.scaling.run_table import read_runs

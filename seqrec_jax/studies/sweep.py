@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from absl import logging
 
@@ -105,11 +106,7 @@ def _run_trial(search: Sweep, study: Any, trial: Any, run: Run, stop: StopReques
                 return True
         return False
 
-    try:
-        run_jobs([job], 1, stop, falls_behind, len(study.get_trials(states=[TrialState.COMPLETE])))
-    except InputError:
-        study.tell(trial, state=TrialState.FAIL)
-        raise
+    run_jobs([job], 1, stop, falls_behind, len(study.get_trials(states=[TrialState.COMPLETE])))
     value = job.results()["valid"][search.metric] if job.finished else None
     study.tell(trial, value, None if job.finished else state)
 
@@ -119,18 +116,42 @@ def _run_trials(search: Sweep, study: Any, run: Run, stop: StopRequests) -> None
     import optuna
     from optuna.trial import Trial, TrialState
 
-    for left in study.get_trials(states=[TrialState.RUNNING]):
-        _run_trial(search, study, Trial(study, left._trial_id), run, stop)
-    trials = search.trials
     make_sampler: Any = optuna.samplers.TPESampler if search.sampler == "tpe" else optuna.samplers.RandomSampler
+    trials = search.trials
     if search.sampler == "grid":
         trials = min(trials, len(search.grid()))
-        for point in [] if study.trials else search.grid():
-            study.enqueue_trial(point)
+        for point in search.grid():
+            study.enqueue_trial(point, skip_if_exists=True)
+
+    def seed(number: int) -> None:
+        """Seeds the sampler by the trial's number, so that an interrupted sweep chooses as an undisturbed one."""
+        study.sampler = make_sampler(seed=search.seed + number)
+
+    for left in study.get_trials(states=[TrialState.RUNNING]):
+        seed(left.number)
+        _run_trial(search, study, Trial(study, left._trial_id), run, stop)
     while (begun := sum(trial.state != TrialState.WAITING for trial in study.trials)) < trials:
-        # Seeded by the trial's number, so that an interrupted sweep chooses as an undisturbed one.
-        study.sampler = make_sampler(seed=search.seed + begun)
+        seed(begun)
         _run_trial(search, study, study.ask(), run, stop)
+
+
+def _open_study(path: Path, pruner: Any) -> Any:
+    """The sweep's study, begun where it is not there; an InputError where its database is damaged."""
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError
+
+    place = f"sqlite:///file:{quote(str(path.resolve()))}?uri=true"  # a path may hold what a URL would cut at
+    try:
+        study = optuna.create_study(
+            storage=place, study_name="sweep", direction="maximize", load_if_exists=True, pruner=pruner
+        )
+        study.get_trials()
+    except (SQLAlchemyError, RuntimeError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{path}: is damaged ({' '.join(str(error).split())[:200]}); bind another RUN_DIR, or "
+            "RunSettings.overwrite = True to start afresh"
+        ) from error
+    return study
 
 
 def _summary(search: Sweep, study: Any, folder: Path) -> list[dict[str, Any]]:
@@ -161,8 +182,7 @@ def sweep(search: Sweep, run_dir: str | Path, settings: RunSettings | None = Non
     with Run(run_dir, settings, (TRIALS, STUDY, SUMMARY, PLOT)) as run:
         run.begin(identity(search, "dataset", "trials"))
         run.track({"sweep_base": search.base, "sweep_space": search.space, "sweep_sampler": search.sampler})
-        study = optuna.create_study(storage=f"sqlite:///{run.path / STUDY}", study_name="sweep", direction="maximize",
-                                    load_if_exists=True, pruner=pruner())  # fmt: skip
+        study = _open_study(run.path / STUDY, pruner())
         with run.stop as stop:
             _run_trials(search, study, run, stop)
         rows = _summary(search, study, run.path)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 
@@ -29,8 +30,7 @@ class Cell(NamedTuple):
 
     def run_dir(self, folder: Path) -> Path:
         """Folder of the run."""
-        method = "".join(c if c.isalnum() else "_" for c in self.method)
-        return folder / RUNS / f"{method}_{100 * self.users_share:g}_{self.seed}"
+        return folder / RUNS / f"{quote(self.method, safe=' ,')}_{100 * self.users_share:g}_{self.seed}"
 
     def __str__(self) -> str:
         return f"{self.method}, {100 * self.users_share:g} % of users, seed {self.seed}"

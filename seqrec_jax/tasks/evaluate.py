@@ -1,7 +1,6 @@
 """Task: rank a dataset's targets by a checkpoint, beside what it has to beat, with intervals."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from seqrec_jax.data.corpus import Corpus
@@ -10,6 +9,7 @@ from seqrec_jax.evaluation.evaluate import evaluate as evaluate_model
 from seqrec_jax.evaluation.ranking import Ranking
 from seqrec_jax.files import write_text
 from seqrec_jax.model.storage import load
+from seqrec_jax.runs.folder import RESULTS, report_folder
 from seqrec_jax.runs.settings import RunSettings
 from seqrec_jax.studies.trained_sasrec import trained_sasrec
 from seqrec_jax.tasks.tables import on_test, print_tables, results_table, slices_table
@@ -27,14 +27,14 @@ def evaluate(
     `checkpoint` is the RUN_DIR of a training run; `run_dir` receives results.json, None writes nothing. `sasrec` is the
     folder of a SASRec to stand beside it, trained there where it is not yet. See evaluation.evaluate for the others.
     """
+    folder = None if run_dir is None else report_folder(run_dir, RESULTS)
     model, data = load(checkpoint), dataset_to_rank(corpus, "evaluate", draws)
     model.check(data)
     beside = None if sasrec is None else trained_sasrec(sasrec, data.folder, corpus.split, settings.tracker)
     report = evaluate_model(model, corpus, ranking=ranking, sasrec=beside, category=category, draws=draws, seed=seed)
     results = report.to_json()
-    if run_dir is not None:
-        Path(run_dir).mkdir(parents=True, exist_ok=True)
-        write_text(Path(run_dir) / "results.json", json.dumps(results, indent=2) + "\n")
+    if folder is not None:
+        write_text(folder / RESULTS, json.dumps(results, indent=2) + "\n")
     rows = report.baselines | {"this model": report.test, "this model, on valid": report.valid}
     of_model = {"this model": report.intervals["test"], "this model, on valid": report.intervals["valid"]}
     k = report.ks[-1]

@@ -16,13 +16,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+import tensorstore
 from absl import logging
 
 from seqrec_jax.errors import InputError
 from seqrec_jax.host_memory import release_freed_memory
 from seqrec_jax.model.parameters import Params
 from seqrec_jax.model.spec import Spec
-from seqrec_jax.model.storage import CHECKPOINTS, ORBAX_ERRORS, steps_of, what_is_wrong, write_checksums
+from seqrec_jax.model.storage import (
+    CHECKPOINTS,
+    ORBAX_ERRORS,
+    being_written,
+    best_of,
+    check_whole,
+    steps_of,
+    what_is_wrong,
+    write_checksums,
+)
 
 
 def named_arrays(tree: Any) -> dict[str, jax.Array]:
@@ -37,43 +47,81 @@ def _placed_like(arrays: Mapping[str, jax.Array]) -> ocp.args.StandardRestore:
     return ocp.args.StandardRestore(like)
 
 
-def _quiet_orbax() -> None:
-    """Leaves out what Orbax's writers print, one by one, when a checkpoint cannot be written; it is raised as well."""
+def _mend_orbax() -> None:
+    """Leaves out what Orbax's writers print, one by one, when a checkpoint cannot be written; it is raised as well.
+
+    And what it counts for its own log, as tensorstore 0.1.86 loses 8 kB each time that it is asked: see BUILD.md.
+    """
 
     def hook(unraisable: Any) -> None:
         if "loop is closed" not in str(unraisable.exc_value):
             sys.__unraisablehook__(unraisable)
 
     sys.unraisablehook = hook
+    tensorstore.experimental_collect_matching_metrics = lambda prefix: []
     std_logging.getLogger("asyncio").setLevel(std_logging.CRITICAL)
 
 
-def put_damaged_aside(run_dir: Path) -> None:
-    """Moves checkpoints that are damaged or were not finished to `damaged/`, from the latest to the first whole one."""
+def _why_not(folder: Path, step: int, run: str) -> str | None:
+    """Why a run cannot go on from a checkpoint, or None: it and the best one that it names have to be whole."""
+    if (wrong := what_is_wrong(folder / str(step), run)) is not None:
+        return wrong
+    best = best_of(folder / str(step))
+    if best in (0, step) or (wrong := what_is_wrong(folder / str(best), run)) is None:
+        return None
+    return f"the best one, {best}, {'is missing' if not (folder / str(best)).is_dir() else wrong}"
+
+
+def put_damaged_aside(run_dir: Path, run: str) -> str | None:
+    """Moves to `damaged/` what a run cannot go on from, from the latest checkpoint to the first that it can.
+
+    That is a checkpoint that is damaged or was not finished, or whose best one is. Where one belongs to another run
+    than that of the identity `run`, nothing is moved; returns what to do then.
+    """
     folder = run_dir / CHECKPOINTS
+    reasons = {}
     for step in steps_of(folder):
-        if (wrong := what_is_wrong(folder / str(step))) is None:
+        if (wrong := _why_not(folder, step, run)) is None:
             break
+        if "another run" in wrong:
+            return f"{folder / str(step)}: {wrong}; move it away, or bind another RUN_DIR"
+        reasons[step] = wrong
+    for step, wrong in reasons.items():
         aside = run_dir / "damaged" / str(step)
         shutil.rmtree(aside, ignore_errors=True)
         aside.parent.mkdir(exist_ok=True)
         (folder / str(step)).rename(aside)
         logging.warning("checkpoint %s: %s; put aside as %s", folder / str(step), wrong, aside)
-    for leftover in folder.glob("*.orbax-checkpoint-tmp*"):
+    for leftover in folder.glob("[0-9]*.orbax-checkpoint-tmp*"):
         shutil.rmtree(leftover, ignore_errors=True)
+    return None
+
+
+def _check_readable(params: Path, spec: Spec) -> None:
+    """Reads parameters that were just written; what Orbax raises where it cannot, a ValueError where some are missing.
+
+    The first checkpoint of a process is read back so: what keeps one from being read, such as a file system that loses
+    what is written, keeps all.
+    """
+    with ocp.StandardCheckpointer() as reader:
+        found = reader.restore(params.resolve())
+    if found.keys() != spec.graph().shapes.keys():
+        raise ValueError("what was written cannot be read back")
 
 
 class CheckpointWriter:
     """Writes and reads back the checkpoints of training, on one host or several that share the folder.
 
-    They lie in `folder`/checkpoints; the `keep` latest are kept beside the best.
+    They lie in `folder`/checkpoints and belong to the run of the identity `run`; the `keep` latest are kept beside the
+    best.
     """
 
-    def __init__(self, folder: Path, spec: Spec, keep: int):
-        self._spec, self._folder, self._written = spec, folder / CHECKPOINTS, 0
+    def __init__(self, folder: Path, spec: Spec, keep: int, run: str):
+        self._spec, self._folder, self._run, self._written = spec, folder / CHECKPOINTS, run, 0
+        self._read_back = False
         self._latest = ocp.checkpoint_managers.LatestN(keep)
         self._policy = ocp.checkpoint_managers.AnyPreservationPolicy([self._latest])
-        _quiet_orbax()
+        _mend_orbax()
         in_background = ocp.AsyncOptions(post_finalization_callback=self._finalize)
         self._manager = ocp.CheckpointManager(
             self._folder.resolve(), item_names=("params", "training", "progress", "model"),
@@ -83,7 +131,11 @@ class CheckpointWriter:
     def _finalize(self) -> None:
         """Called when all is written, before Orbax gives the folder its name."""
         if jax.process_index() == 0:
-            write_checksums(next(self._folder.glob(f"{self._written}.orbax-checkpoint-tmp*")))
+            place = being_written(self._folder, self._written)
+            if not self._read_back and jax.process_count() == 1:
+                _check_readable(place / "params", self._spec)
+                self._read_back = True
+            write_checksums(place, self._run)
         release_freed_memory()  # What a checkpoint took lies among the steps' buffers, and would never be given back.
 
     def latest(self) -> int | None:
@@ -140,7 +192,8 @@ class CheckpointWriter:
         return saved.params, jax.tree.unflatten(jax.tree.structure(training), [saved.training[name] for name in named])
 
     def best_params(self, step: int, params: Params) -> Params:
-        """The evaluated parameters of a checkpoint, where `params` lie."""
+        """The evaluated parameters of a checkpoint, where `params` lie; an InputError where it is damaged."""
+        check_whole(self._folder / str(step), self._run)
         return self._manager.restore(step, args=ocp.args.Composite(params=_placed_like(params))).params
 
     def close(self) -> None:

@@ -33,19 +33,20 @@ def train_phase(
         compiler.corpus.data.name, batches.n_targets, batches.steps_per_epoch, 100 * batches.packing.fill,
         parameters.count(start), parameters.count(start, compiler.graph.tables), compiled.bytes / 1e9,
     )  # fmt: skip
-    if run.first:
-        put_damaged_aside(folder)
-    raise_on_all_hosts(None)
-    with contextlib.closing(CheckpointWriter(folder, compiler.spec, keep)) as writer:
+    raise_on_all_hosts(put_damaged_aside(folder, run.identity) if run.first else None)
+    with contextlib.closing(CheckpointWriter(folder, compiler.spec, keep, run.identity)) as writer:
         trainer = Trainer(compiler, compiled, validate, run, writer, train_metrics)
         trainer.resume()
         progress = trainer.train()
         return progress, writer.best_params(progress.best_step, trainer.params)
 
 
-def best_of_phase(folder: Path, spec: Spec, step: int, like: parameters.Params) -> parameters.Params:
-    """The best parameters of a phase that is finished, where `like` lie; its summary names the step."""
-    with contextlib.closing(CheckpointWriter(folder, spec, keep=2)) as writer:
+def best_of_phase(folder: Path, spec: Spec, step: int, like: parameters.Params, run: Run) -> parameters.Params:
+    """The best parameters of a phase that is finished, where `like` lie; its summary names the step.
+
+    An InputError where they are damaged, or another run's.
+    """
+    with contextlib.closing(CheckpointWriter(folder, spec, 2, run.identity)) as writer:
         return writer.best_params(step, like)
 
 

@@ -1,6 +1,5 @@
 """Which items followed which: counted in the training log, and added to a model's scores."""
 
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,7 +10,7 @@ import scipy.sparse
 from flax import nnx
 
 from seqrec_jax.errors import InputError
-from seqrec_jax.files import write_arrays
+from seqrec_jax.files import read_arrays, write_arrays
 from seqrec_jax.model.parameters import Knob
 from seqrec_jax.model.terms.interface import ScoreAdjustments, ScoreTerm
 
@@ -91,16 +90,31 @@ class Transitions(NamedTuple):
 
     @classmethod
     def read(cls, path: Path) -> "Transitions":
-        """The inverse of write; an InputError where it is missing or damaged."""
+        """The inverse of write; an InputError where it is missing, damaged, or holds what would be no transitions."""
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                read = {name: arrays[name] for name in cls._fields}
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            arrays = read_arrays(path)
+            found = cls(arrays["starts"], arrays["items"], arrays["scores"], str(arrays["catalog_sha256"]))
+            found._check()
+        except (OSError, ValueError, KeyError) as error:
             raise InputError(
-                f"{path}: is missing or damaged, and the checkpoint's scores need it; copy the whole RUN_DIR, or "
-                "fine-tune again"
+                f"{path}: is missing or damaged ({error}), and the checkpoint's scores need it; copy the whole "
+                "RUN_DIR, or fine-tune again"
             ) from error
-        return cls(read["starts"], read["items"], read["scores"], str(read["catalog_sha256"]))
+        return found
+
+    def _check(self) -> None:
+        """Raises a ValueError unless the arrays are a matrix: they are used as places in memory."""
+        for name, kind in (("starts", np.int64), ("items", np.int32), ("scores", np.float32)):
+            array = getattr(self, name)
+            if array.ndim != 1 or array.dtype != kind:
+                raise ValueError(f"{name} are no numbers of {np.dtype(kind).name}")
+        n_rows, n = len(self.starts) - 1, len(self.items)
+        if n_rows < 1 or self.starts[0] != 0 or self.starts[-1] != n or (np.diff(self.starts) < 0).any():
+            raise ValueError("starts do not rise from 0 to the number of items")
+        if len(self.scores) != n or not np.isfinite(self.scores).all():
+            raise ValueError("scores are not finite, or not one an item")
+        if n and not 1 <= self.items.min() <= self.items.max() < n_rows:
+            raise ValueError(f"items are not all of 1 to {n_rows - 1}")
 
 
 def _pairs(train: "TrainInteractions") -> Iterator[scipy.sparse.csr_matrix]:
