@@ -10,6 +10,7 @@ import numbers
 import re
 import types
 import typing
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import numpy as np
 
 from seqrec_jax.errors import InputError
 
+_ACTING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode's controls, formats, halves of pairs, and ends of lines
+_JOINERS = "\u200c\u200d"
 _NUMBERS = {int: numbers.Integral, float: numbers.Real}
 
 
@@ -96,13 +99,17 @@ def describe(value: Any) -> Any:
 def shown(text: str, most: int | None = None, kept: str = "") -> str:
     r"""A text as a terminal may be given it: control characters, and what turns the direction of writing, as `\x1b`.
 
-    All but those `kept`. A text of more than `most` characters is cut.
+    All but those `kept`, and the joiners that scripts need. A text of more than `most` characters is cut.
     """
     if most is not None and len(text) > most:
         text = text[: most - 1] + "…"
     if text.isascii() and text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
+    harmless = kept + _JOINERS
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in _ACTING and c not in harmless else c
+        for c in text
+    )
 
 
 def identity_of(config: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import seqrec_jax as sr
-from seqrec_jax.describe import describe, fits
+from seqrec_jax.describe import describe, fits, identity_of, shown
 
 
 def test_functions_are_their_names_and_all_of_their_settings():
@@ -43,3 +43,27 @@ def test_a_number_that_is_none_is_of_no_type(value):
     assert not fits((1.0, value), tuple[float, ...])
     with pytest.raises(sr.InputError, match=r"TrainConfig\.learning_rate = .*(nan|inf).* is not finite"):
         sr.TrainConfig(learning_rate=value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain", "plain"), ("Größe 日本 हिन्दी", "Größe 日本 हिन्दी"), ("\x1b[31m", r"\x1b[31m"),
+        ("a\u200fb", r"a\u200fb"),
+        ("two\nlines", r"two\nlines"), ("\x9b1m", r"\x9b1m"), ("\U000e0041", r"\U000e0041"), ("x\x7f", r"x\x7f"),
+        ("क्\u200dष\xa0x", "क्\u200dष\xa0x"), ("\u2028", r"\u2028"),
+    ],
+)  # fmt: skip
+def test_what_a_terminal_may_be_given(text, expected):
+    assert shown(text) == expected
+
+
+def test_a_text_is_cut_and_its_line_breaks_kept_where_asked():
+    assert shown("abcdef", 4) == "abc…"
+    assert shown("a\n\tb\x07", kept="\n\t") == "a\n\tb\\x07"
+
+
+def test_the_identity_of_a_configuration_is_that_of_its_values():
+    assert (
+        identity_of({"a": 1, "b": [1, 2]}) == identity_of({"b": [1, 2], "a": 1}) != identity_of({"a": 1, "b": [2, 1]})
+    )

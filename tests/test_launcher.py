@@ -7,7 +7,7 @@ import pytest
 
 import seqrec_jax.main
 from seqrec_jax.errors import InputError
-from seqrec_jax.launcher import available_gin_files, config_root
+from seqrec_jax.launcher import _check_imports, available_gin_files, config_root
 from seqrec_jax.launcher import configure as configure_with
 
 DATASET, RUN_DIR = "DATASET='d'", "RUN_DIR='r'"
@@ -159,6 +159,38 @@ def assert_refused(process, words, folder):
     assert lines[0].startswith("error: ")
     assert words in lines[0]
     assert list(folder.iterdir()) == []
+
+
+IMPORTS = ["import strangers", "from strangers import x", "import strangers.module as m", "include 'inner.gin'"]
+
+
+@pytest.mark.parametrize("line", IMPORTS)
+@pytest.mark.parametrize("place", ["file", "included", "binding"])
+def test_nothing_is_imported_unasked(tmp_path, monkeypatch, line, place):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "strangers.py").write_text("from pathlib import Path\nPath('executed').touch()\nx = 1\n")
+    (tmp_path / "inner.gin").write_text("# a comment\nimport strangers  # and more\n")
+    (tmp_path / "outer.gin").write_text(f"EPOCHS = 3\n{line}\n")
+    (tmp_path / "mine.gin").write_text("include 'outer.gin'\n" if place == "included" else f"{line}\nEPOCHS = 3\n")
+    files = ["gin/beauty.gin"] + ["mine.gin"] * (place != "binding")
+    bindings = [DATASET, RUN_DIR] + [line] * (place == "binding")
+    with pytest.raises(InputError, match=r"imports strangers.*, which would run its code; take the line out, or"):
+        configure(files, bindings)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_an_import_is_taken_where_it_is_allowed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mine_of_mine.py").write_text("from pathlib import Path\nPath('executed').touch()\n")
+    configure_with(["gin/beauty.gin"], [DATASET, RUN_DIR, "import mine_of_mine"], allow_imports=True)
+    assert (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("text", ["TITLE = 'import this'", 'x = """\nimport that\n"""'])
+def test_a_text_about_imports_is_no_import(text):
+    _check_imports(text, "mine.gin", set())
 
 
 def test_exit_status_2_and_one_line(run_module, tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from seqrec_jax.data.corpus import Corpus
+from seqrec_jax.describe import identity_of
 from seqrec_jax.devices import device_mesh
 from seqrec_jax.errors import Interrupted
 from seqrec_jax.model import parameters
@@ -72,5 +73,5 @@ def test_a_phase_of_adapters_goes_on_bit_for_bit(compiled, tmp_path, monkeypatch
     assert again.best_metrics == progress.best_metrics
     summary = phase_summary(again, step)
     assert summary["steps"] == summary["best_step"] == 2 * step.batches.steps_per_epoch
-    best = best_of_phase(tmp_path / "run", compiler.spec, summary["best_step"], compiler.start)
+    best = best_of_phase(tmp_path / "run", compiler.spec, summary["best_step"], compiler.start, identity_of({}))
     assert parameters.sha256(best) == parameters.sha256(params)

@@ -25,6 +25,7 @@ from seqrec_jax.losses.proposals.knn import knn
 from seqrec_jax.losses.sampled_softmax import sampled_softmax
 from seqrec_jax.model.recommender import Recommender
 from seqrec_jax.model.spec import Architecture
+from seqrec_jax.model.storage import load
 from seqrec_jax.runs.run import Run
 from seqrec_jax.runs.settings import Checkpoints, Reports, RunSettings
 from seqrec_jax.runs.stopping import StopRequests
@@ -161,6 +162,62 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_used(shop_folder, 
     assert "is damaged; put aside as" in caplog.text
     assert (stopped / "damaged" / latest).is_dir()
     assert outcome(stopped) == outcome(undisturbed)
+
+
+def best_of(run_dir: Path) -> int:
+    latest = max(run_dir.glob("checkpoints/[0-9]*"), key=lambda path: int(path.name))
+    return json.loads((latest / "progress" / "metadata").read_text())["best_step"]
+
+
+@pytest.mark.parametrize("how", ["flipped", "missing", "checksums", "unlisted"])
+def test_a_damaged_best_checkpoint_is_named_and_made_again(shop_folder, undisturbed, stopped, how, caplog):
+    best = best_of(stopped)
+    place = stopped / "checkpoints" / str(best)
+    assert best != HALFWAY
+    if how == "flipped":
+        victim = max(place.glob("params/**/*"), key=lambda path: path.stat().st_size if path.is_file() else -1)
+        content = bytearray(victim.read_bytes())
+        content[len(content) // 3] ^= 4
+        victim.write_bytes(content)
+    elif how == "missing":
+        shutil.rmtree(place)
+    elif how == "checksums":
+        (place / "checksums.json").write_text("{}")
+    else:
+        (place / "params" / "more").write_text("x")
+    run(shop_folder, stopped)
+    assert f"checkpoints/{HALFWAY}: the best one, {best}, " in caplog.text
+    assert outcome(stopped) == outcome(undisturbed)
+
+
+def test_checkpoints_of_another_run_are_not_gone_on_from(shop_folder, stopped, halfway, tmp_path):
+    theirs = tmp_path / "theirs"
+    run(shop_folder, theirs, seed=7, epochs=2)
+    shutil.rmtree(stopped / "checkpoints")
+    shutil.copytree(theirs / "checkpoints", stopped / "checkpoints")
+    with pytest.raises(InputError, match=r"checkpoints/16: belongs to another run; move it away, or bind another"):
+        run(shop_folder, stopped)
+    assert (stopped / "checkpoints" / "16").is_dir()
+    with pytest.raises(InputError, match=r"the checkpoint is damaged \(belongs to another run\)"):
+        load(stopped)
+
+
+def test_what_lies_beside_the_checkpoints_is_verified(shop_folder, undisturbed, tmp_path):
+    finished = shutil.copytree(undisturbed, tmp_path / "run")
+    content = bytearray((finished / "tokenizer.model").read_bytes())
+    content[100] ^= 1
+    (finished / "tokenizer.model").write_bytes(content)
+    with pytest.raises(InputError, match=r"damaged \(tokenizer.model is damaged\)"):
+        load(finished)
+
+
+def test_a_checkpoint_that_cannot_be_read_back_ends_the_run(shop_folder, tmp_path, monkeypatch):
+    def lose(params, spec):
+        raise ValueError("what was written cannot be read back")
+
+    monkeypatch.setattr("seqrec_jax.training.checkpoint._check_readable", lose)
+    with pytest.raises(InputError, match=r"the checkpoint could not be written \(.*cannot be read back"):
+        run(shop_folder, tmp_path / "run")
 
 
 def test_a_run_without_any_whole_checkpoint_starts_again(shop_folder, undisturbed, stopped):

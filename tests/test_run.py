@@ -5,6 +5,7 @@ import json
 import pytest
 
 from seqrec_jax.errors import InputError, Interrupted
+from seqrec_jax.runs.folder import report_folder
 from seqrec_jax.runs.run import Run
 from seqrec_jax.runs.settings import Checkpoints, Reports, RunSettings
 from seqrec_jax.runs.stopping import StopRequests
@@ -124,8 +125,97 @@ def test_senseless_settings_are_refused(make, words):
         make()
 
 
-def test_checkpoints_that_are_no_runs_are_left_alone(tmp_path):
-    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
-    with pytest.raises(InputError, match="holds checkpoints that are no run's"), Run(tmp_path) as run:
-        run.begin({"TrainConfig": {"epochs": 1}})
-    assert (tmp_path / "checkpoints" / "1").is_dir()
+def tree(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoints/1/params/d/x", "runs/mine.csv", "results.json", "notes.txt", "trace/x", ".hidden", "a/b/c"]
+)
+@pytest.mark.parametrize("settings", [RunSettings(), RunSettings(overwrite=True)])
+def test_a_folder_that_is_no_runs_is_refused_and_left_alone(tmp_path, name, settings):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match=rf"holds {name.split('/')[0]} and is no run.*; bind RUN_DIR to a new folder"):
+        Run(tmp_path, settings, ("runs", "trials")).__enter__()
+    assert tree(tmp_path) == {name: b"mine"}
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoints/mine.bin", "runs/notes/a.txt", "checkpoints/1/mine", "damaged/x/y", "runs/x"]
+)
+def test_overwriting_stops_at_what_no_run_has_written(tmp_path, name):
+    with Run(tmp_path / "run", writes=("runs",)) as run:
+        run.begin(CONFIG)
+        for ours in (
+            "checkpoints/1/params/d/x",
+            "checkpoints/1/checksums.json",
+            "runs/a/results.json",
+            "metrics.jsonl",
+        ):
+            (run.path / ours).parent.mkdir(parents=True, exist_ok=True)
+            (run.path / ours).write_text("{}")
+    (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+    (run.path / name).write_text("mine")
+    before = tree(run.path)
+    again = Run(run.path, RunSettings(overwrite=True), ("runs",))
+    with pytest.raises(InputError, match=rf"{name}: no run has written this, .*; move it away"), again:
+        again.begin(changed(epochs=5))
+    assert tree(run.path) == before
+    (run.path / name).unlink()
+    with again:
+        again.begin(changed(epochs=5))
+    assert set(tree(run.path)) == {".lock", "config.json"}
+
+
+def test_a_link_is_removed_and_what_it_names_is_not(tmp_path):
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big" / "x").write_text("mine")
+    with Run(tmp_path / "run") as run:
+        run.begin(CONFIG)
+        (run.path / "checkpoints").symlink_to(tmp_path / "big")
+    with Run(run.path, RunSettings(overwrite=True)) as run:
+        run.begin(changed(epochs=5))
+    assert (tmp_path / "big" / "x").read_text() == "mine"
+    assert not (run.path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("name", ["lr[1e-3]", "what?", "all*"])
+def test_a_path_that_orbax_takes_for_a_pattern_is_refused(tmp_path, name):
+    with pytest.raises(InputError, match=r"with which no checkpoint can be read back; bind RUN_DIR to a path without"):
+        Run(tmp_path / name / "run").__enter__()
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\0\0\0", "3"])
+@pytest.mark.parametrize("name", ["config.json", "results.json"])
+def test_a_damaged_record_is_a_line_that_says_what_to_do(tmp_path, name, content):
+    with Run(tmp_path / "run") as run:
+        run.begin(CONFIG)
+        run.finish({"test": {}})
+    (run.path / name).write_text(content)
+    again = Run(run.path)
+    with again:
+        if name == "results.json" and content in ("[]", "3"):
+            return
+        with pytest.raises(InputError, match=rf"{name}: is (damaged|no configuration).*; (remove it|bind another)"):
+            again.begin(CONFIG)
+
+
+def test_a_report_is_written_beside_no_run(tmp_path):
+    assert report_folder(tmp_path / "new", "results.json").is_dir()
+    (tmp_path / "new" / "results.json").touch()
+    report_folder(tmp_path / "new", "results.json")
+    with Run(tmp_path / "run") as run:
+        run.begin(CONFIG)
+    with pytest.raises(InputError, match="run: holds a run; bind RUN_DIR to another folder, or to none"):
+        report_folder(run.path, "results.json")
+    (tmp_path / "new" / "photos").mkdir()
+    with pytest.raises(InputError, match="new: holds photos; bind RUN_DIR to another folder"):
+        report_folder(tmp_path / "new", "results.json")
+
+
+def test_a_folder_that_was_there_before_stays(tmp_path):
+    with Run(tmp_path):
+        pass
+    assert tmp_path.is_dir()

@@ -1,6 +1,7 @@
 """A sweep runs its trials, goes on where it was interrupted, and ends with a table and a plot."""
 
 import json
+import sqlite3
 
 import pytest
 
@@ -43,11 +44,14 @@ class FakeProcess:
     def status(self):
         self.looks += 1
         if self.value < 0:
-            return 2
+            (self.run_dir / "config.json").write_text("{}")  # it had begun
+            return 2 if self.value == -1 else int(self.value)  # which is a signal's number
         if self.looks < 5:
+            values = [
+                (epoch, {"valid/ndcg_at_10": self.value * epoch / 3}) for epoch in range(1, min(3, self.looks) + 1)
+            ]
             records = [
-                {"kind": "epoch", "epoch": epoch, "metrics": {"valid/ndcg_at_10": self.value * epoch / 3}}
-                for epoch in range(1, min(3, self.looks) + 1)
+                {"kind": "epoch", "step": e, "epoch": e, "time": 0.0, "metrics": metrics} for e, metrics in values
             ]
             (self.run_dir / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
             return None
@@ -81,7 +85,7 @@ def test_a_grid_tries_every_point_once(fake, tmp_path):
     assert json.loads((tmp_path / "sweep" / "sweep.json").read_text()) == rows
     page = (tmp_path / "sweep" / "parallel_coordinates.html").read_text()
     assert "parcoords" in page
-    assert [column.header for column in trials_table(rows).columns][:3] == ["trial", "x", "y"]
+    assert [str(column.header) for column in trials_table(rows).columns][:3] == ["trial", "x", "y"]
     assert len(fake.started) == 6
     search(tmp_path / "sweep", {"x": [0.1, 0.3, 0.2], "y": ["'a'", "'b'"]}, sampler="grid")
     assert len(fake.started) == 6  # finished already
@@ -116,6 +120,68 @@ def test_a_trial_that_fails_is_told_and_the_first_ends_the_sweep(fake, tmp_path)
         search(tmp_path / "sweep", {"x": [-1.0]}, sampler="grid")
     rows = search(tmp_path / "other", {"x": [0.5, -1.0]}, sampler="grid")
     assert [row["state"] for row in rows] == ["complete", "fail"]
+
+
+def test_a_trial_that_was_killed_or_kept_out_is_taken_up_again(fake, tmp_path, monkeypatch):
+    space = {"x": [0.5, -9.0]}
+    with pytest.raises(InputError, match="trial 1: was killed by signal 9; run the same again"):
+        search(tmp_path / "sweep", space, sampler="grid")
+    monkeypatch.setattr(fake, "status", lambda self: 2)
+    monkeypatch.setattr(fake, "last_line", lambda self: "sweep/trials/0001: another process is at work there; wait")
+    with pytest.raises(InputError, match=r"trial 1: .* another process is at work there"):
+        search(tmp_path / "sweep", space, sampler="grid")
+    monkeypatch.undo()
+    monkeypatch.setattr(engine, "JobProcess", FakeProcess)
+    monkeypatch.setattr(FakeProcess, "status", lambda self: finish(self, 0.9))
+    rows = search(tmp_path / "sweep", space, sampler="grid")
+    assert [(row["trial"], row["state"]) for row in rows] == [(1, "complete"), (0, "complete")]
+
+
+def finish(process, value):
+    results = {part: {"ndcg_at_10": value} for part in ("valid", "test")}
+    (process.run_dir / "results.json").write_text(json.dumps(results))
+    return 0
+
+
+def test_a_trial_refused_before_it_began_is_tried_again(fake, tmp_path, monkeypatch):
+    monkeypatch.setattr(fake, "status", lambda self: 2)
+    with pytest.raises(InputError, match="trial 0: x is below 0"):
+        search(tmp_path / "sweep", {"x": [0.5]}, sampler="grid")
+    monkeypatch.setattr(fake, "status", lambda self: finish(self, 0.5))
+    assert [row["state"] for row in search(tmp_path / "sweep", {"x": [0.5]}, sampler="grid")] == ["complete"]
+
+
+def test_a_trial_without_parameters_gets_those_it_would_have_had(fake, tmp_path):
+    space, settings = {"x": ("uniform", 0.0, 1.0)}, {"sampler": "tpe", "trials": 3}
+    rows = search(tmp_path / "one", space, **settings)
+    with sqlite3.connect(tmp_path / "one" / "sweep.sqlite") as database:
+        chosen = database.execute("SELECT trial_id FROM trials WHERE number = 2").fetchone()
+        database.execute("DELETE FROM trial_params WHERE trial_id = ?", chosen)
+        database.execute("DELETE FROM trial_values WHERE trial_id = ?", chosen)
+        database.execute("UPDATE trials SET state = 'RUNNING' WHERE number = 2")
+    assert search(tmp_path / "one", space, **settings) == rows
+
+
+@pytest.mark.parametrize("name", ["a?b", "a#b", "a%41b", "a b&c"])
+def test_a_folder_may_be_called_anything(fake, tmp_path, name):
+    if "?" in name:
+        with pytest.raises(InputError, match=r"holds '\?', with which no checkpoint can be read back"):
+            search(tmp_path / name, {"x": [0.5]}, sampler="grid")
+        return
+    search(tmp_path / name, {"x": [0.5]}, sampler="grid")
+    assert (tmp_path / name / "sweep.sqlite").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("content", [b"", b"SQLite format 3\0 and then not", b"nothing of the kind" * 300])
+def test_a_damaged_database_is_a_line(fake, tmp_path, content):
+    search(tmp_path / "sweep", {"x": [0.5]}, sampler="grid")
+    (tmp_path / "sweep" / "sweep.sqlite").write_bytes(content)
+    if not content:  # nothing is lost but what was chosen; the trials are there
+        assert search(tmp_path / "sweep", {"x": [0.5]}, sampler="grid")[0]["state"] == "complete"
+        return
+    with pytest.raises(InputError, match=r"sweep\.sqlite: is damaged .*; bind another RUN_DIR, or RunS"):
+        search(tmp_path / "sweep", {"x": [0.5]}, sampler="grid")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from seqrec_jax.runs import tracking
-from seqrec_jax.runs.metrics_log import METRICS, MetricsLog
+from seqrec_jax.runs.folder import METRICS
+from seqrec_jax.runs.metrics_log import MetricsLog, damaged_lines, read_records
 from seqrec_jax.runs.settings import Tracking
 from seqrec_jax.runs.tracking import Tracker
 
@@ -180,3 +181,46 @@ def test_records_are_written_once_and_a_cut_line_is_mended(tmp_path):
     assert path.read_text().startswith(whole)
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
     assert json.loads(lines[0])["metrics"] == {"step/loss": 0.1, "step/grad_norm": None}
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\0" * 40 + b"\n", b"{}\n", b"[1]\n", b'{"kind": "step"}\n', b"\xff\xfe\n", b"\0\0", b'{"a": "\n']
+)
+@pytest.mark.parametrize("place", ["end", "middle"])
+def test_damaged_records_are_removed_and_said(tmp_path, damage, place, caplog):
+    path = tmp_path / METRICS
+    log(tmp_path, range(1, 4))
+    first, *rest = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + damage + b"".join(rest) if place == "middle" else first + b"".join(rest) + damage)
+    assert {1, 3} <= {record["step"] for record in read_records(path)}
+    log(tmp_path, range(1, 6))
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()][-2:] == [4, 5]
+    assert damaged_lines(path) == []
+    assert "cut off or damaged, and are removed" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["", "\0\0", "{", "[]", "{}", '{"uri": "http://nowhere"}', "3"])
+def test_a_damaged_record_of_what_was_sent_sends_it_anew(store, tmp_path, content, caplog):
+    log(tmp_path, range(1, 3))
+    (tmp_path / tracking.TRACKING).write_text(content)
+    tracker = Tracker(Tracking("http://nowhere"))
+    tracker.start(tmp_path)
+    tracker.close("FINISHED")
+    assert [step for _, _, step in store.metrics] == [1, 2]
+    assert "tracking.json: is" in caplog.text
+    assert json.loads((tmp_path / tracking.TRACKING).read_text())["status"] == "FINISHED"
+
+
+def test_metrics_whose_log_was_mended_are_sent_whole(store, tmp_path):
+    log(tmp_path, range(1, 4))
+    tracker = Tracker(Tracking("http://nowhere"))
+    tracker.start(tmp_path)
+    until(lambda: len(store.metrics) == 3)
+    tracker.close("FINISHED")
+    path = tmp_path / METRICS
+    path.write_bytes(path.read_bytes()[30:])
+    log(tmp_path, range(1, 5))
+    again = Tracker(Tracking("http://nowhere"))
+    again.start(tmp_path)
+    again.close("FINISHED")
+    assert {step for _, _, step in store.metrics} == {1, 2, 3, 4}

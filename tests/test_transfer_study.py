@@ -69,8 +69,8 @@ def test_every_cell_is_run_once_and_told(tmp_path):
     assert json.loads((tmp_path / "study" / "transfer_study.json").read_text()) == results
     assert (tmp_path / "study" / "transfer_study.png").stat().st_size > 10_000
     table = transfer_table(results)
-    assert [column.header for column in table.columns] == ["", "10 %", "100 %"]
-    assert next(iter(table.columns[2].cells)) == "0.1010 ± 0.0014\n+0 %"
+    assert [str(column.header) for column in table.columns] == ["", "10 %", "100 %"]
+    assert str(next(iter(table.columns[2].cells))) == "0.1010 ± 0.0014\n+0 %"
     FakeProcess.started = []
     assert study(tmp_path) == results
     assert not FakeProcess.started
@@ -113,7 +113,7 @@ def test_what_fits_no_study_is_refused(tmp_path):
     for message, settings in cases.items():
         with pytest.raises(InputError, match=message):
             TransferStudy("c", "d", **({"methods": METHODS} | settings))
-    assert str(Cell("text, id", 0.25, 7).run_dir(tmp_path)).endswith("runs/text__id_25_7")
+    assert str(Cell("text, id", 0.25, 7).run_dir(tmp_path)).endswith("runs/text, id_25_7")
 
 
 def test_a_study_of_other_methods_is_refused_and_more_seeds_are_not(tmp_path):

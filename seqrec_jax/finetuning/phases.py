@@ -94,7 +94,7 @@ class FineTuning:
                 run.metrics.begin_phase(*(sum(of[name] for of in summaries) for name in ("steps", "epochs")))
                 folder = run.path / PHASES / f"{ordinal}_{phase.name}"
                 if (summary := _finished(folder, run)) is not None:
-                    params = best_of_phase(folder, self.start.spec, summary["best_step"], params, run)
+                    params = best_of_phase(folder, self.start.spec, summary["best_step"], params, run.identity)
                 else:
                     summary, params = self._train_phase(phase.name, self.compiler(phase, params, anchor), folder, run)
                 found[phase.name] = params

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -83,6 +82,10 @@ class Job:
         return self.tracked(run.settings.tracker, run.tracker.run_id(SECONDS_FOR_PARENT))
 
 
+class JobError(InputError):
+    """A job ended with an error of its own; it was neither killed nor kept from its folder."""
+
+
 class JobProcess:
     """A job under way, on some of the CPUs; None for all."""
 
@@ -109,12 +112,6 @@ class JobProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-
-    def failure(self, status: int) -> str:
-        """Why it ended with an exit status that is not 0."""
-        if status > 0:
-            return self.last_line()
-        return f"was killed by {signal.Signals(-status).name}; the same command goes on"
 
     def last_line(self) -> str:
         """The last line that the process printed."""
@@ -158,9 +155,11 @@ def run_jobs(
             elif status == 0:
                 done += 1
                 logging.info("%s: finished, %d in all", job.name, done)
-            elif done and status > 0 and HELD not in process.last_line():
-                logging.warning("%s failed: %s", job.name, process.last_line())
             else:
-                stop_all()
-                raise InputError(f"{job.name}: {process.failure(status)}")
+                reason = process.last_line() if status > 0 else f"was killed by signal {-status}; run the same again"
+                of_its_own = status > 0 and HELD not in reason
+                if not (of_its_own and done):
+                    stop_all()
+                    raise (JobError if of_its_own else InputError)(f"{job.name}: {reason}")
+                logging.warning("%s failed: %s", job.name, reason)
         time.sleep(SECONDS_BETWEEN_LOOKS)

@@ -14,10 +14,11 @@ from absl import logging
 
 from seqrec_jax.errors import InputError
 from seqrec_jax.files import write_text
+from seqrec_jax.runs.folder import CONFIG
 from seqrec_jax.runs.run import Run
 from seqrec_jax.runs.settings import RunSettings
 from seqrec_jax.runs.stopping import StopRequests
-from seqrec_jax.studies.engine import Job, gin_bindings, identity, run_jobs
+from seqrec_jax.studies.engine import Job, JobError, gin_bindings, identity, run_jobs
 
 STUDY, TRIALS, SUMMARY, PLOT = "sweep.sqlite", "trials", "sweep.json", "parallel_coordinates.html"
 SAMPLERS, PRUNERS = ("tpe", "random", "grid"), (None, "median", "hyperband")
@@ -106,7 +107,12 @@ def _run_trial(search: Sweep, study: Any, trial: Any, run: Run, stop: StopReques
                 return True
         return False
 
-    run_jobs([job], 1, stop, falls_behind, len(study.get_trials(states=[TrialState.COMPLETE])))
+    try:
+        run_jobs([job], 1, stop, falls_behind, len(study.get_trials(states=[TrialState.COMPLETE])))
+    except JobError:
+        if (job.run_dir / CONFIG).exists():  # It had begun: the fault is in what was chosen.
+            study.tell(trial, state=TrialState.FAIL)
+        raise
     value = job.results()["valid"][search.metric] if job.finished else None
     study.tell(trial, value, None if job.finished else state)
 
@@ -138,12 +144,13 @@ def _run_trials(search: Sweep, study: Any, run: Run, stop: StopRequests) -> None
 def _open_study(path: Path, pruner: Any) -> Any:
     """The sweep's study, begun where it is not there; an InputError where its database is damaged."""
     import optuna
+    from sqlalchemy import URL
     from sqlalchemy.exc import SQLAlchemyError
 
-    place = f"sqlite:///file:{quote(str(path.resolve()))}?uri=true"  # a path may hold what a URL would cut at
+    place = URL.create("sqlite", database=f"file:{quote(str(path.resolve()))}", query={"uri": "true"})
     try:
         study = optuna.create_study(
-            storage=place, study_name="sweep", direction="maximize", load_if_exists=True, pruner=pruner
+            storage=place.render_as_string(), study_name="sweep", direction="maximize", load_if_exists=True, pruner=pruner
         )
         study.get_trials()
     except (SQLAlchemyError, RuntimeError, KeyError, ValueError) as error:

@@ -13,9 +13,9 @@ from seqrec_jax.studies.scaling_law import law_tables
 
 def rows_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """A table of rows that have the same columns; text is to the left, numbers to the right."""
-    table = Table(title=title)
+    table = Table(title=Text(shown(title)))
     for name, value in (rows[0] if rows else {}).items():
-        table.add_column(Text(name), justify="left" if isinstance(value, str) else "right", overflow="fold")
+        table.add_column(Text(shown(name)), justify="left" if isinstance(value, str) else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(shown(cell_text(value), kept="\n")) for value in row.values()))
     return table

@@ -41,12 +41,12 @@ def train_phase(
         return progress, writer.best_params(progress.best_step, trainer.params)
 
 
-def best_of_phase(folder: Path, spec: Spec, step: int, like: parameters.Params, run: Run) -> parameters.Params:
+def best_of_phase(folder: Path, spec: Spec, step: int, like: parameters.Params, run: str) -> parameters.Params:
     """The best parameters of a phase that is finished, where `like` lie; its summary names the step.
 
-    An InputError where they are damaged, or another run's.
+    `run` is the identity of its run. An InputError where they are damaged, or another run's.
     """
-    with contextlib.closing(CheckpointWriter(folder, spec, 2, run.identity)) as writer:
+    with contextlib.closing(CheckpointWriter(folder, spec, 2, run)) as writer:
         return writer.best_params(step, like)
 
 
