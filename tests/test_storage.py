@@ -75,7 +75,7 @@ def test_parameters_that_are_not_finite_are_not_loaded(saved, tmp_path):
 def test_statistics_that_are_missing_are_missed(saved):
     _, folder = saved
     (folder / "transitions.npz").unlink()
-    with pytest.raises(sr.InputError, match="is missing or damaged, and the checkpoint's scores need it"):
+    with pytest.raises(sr.InputError, match=r"is damaged \(transitions.npz is missing\); copy the whole folder"):
         sr.load(folder)
 
 

@@ -92,7 +92,8 @@ def check_whole(folder: Path, run: str | None = None) -> None:
     """Refuses, by an InputError, a checkpoint that does not agree with its checksums, or is another run's."""
     wrong = what_is_wrong(folder, run) if folder.is_dir() else "it is missing"
     if wrong is not None:
-        raise InputError(f"{folder}: the checkpoint is damaged ({wrong}); move it away to use the one before it")
+        raise InputError(f"{folder}: the checkpoint is damaged ({wrong}); copy the whole folder of the run again, or "
+                         "move the checkpoint away to use the one before it")  # fmt: skip
 
 
 def steps_of(folder: Path) -> list[int]:
