@@ -99,8 +99,8 @@ def subjects(shop_folder, tmp_path_factory) -> dict[str, Subject]:
         csv.writer(file).writerows([("user_id", "item_id", "timestamp"), *rows])
     base = folder / "base"
     pretrain = Subject(
-        "seqrec_jax.main", ("gin/beauty.gin",), (f"DATASET = '{shop_folder}'", "EPOCHS = 4", "Tracker.uri = None", *ARCHITECTURE,
-         *TRAINING, *OFTEN),
+        "seqrec_jax.main", ("gin/beauty.gin",),
+        (f"DATASET = '{shop_folder}'", "EPOCHS = 4", "Tracker.uri = None", *ARCHITECTURE, *TRAINING, *OFTEN),
         "RUN_DIR", results_of("results.json"), 90,
     )  # fmt: skip
     assert pretrain.start(base).wait(LONGEST) == 0

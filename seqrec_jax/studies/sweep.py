@@ -150,8 +150,9 @@ def _open_study(path: Path, pruner: Any) -> Any:
     place = URL.create("sqlite", database=f"file:{quote(str(path.resolve()))}", query={"uri": "true"})
     try:
         study = optuna.create_study(
-            storage=place.render_as_string(), study_name="sweep", direction="maximize", load_if_exists=True, pruner=pruner
-        )
+            storage=place.render_as_string(), study_name="sweep", direction="maximize", load_if_exists=True,
+            pruner=pruner,
+        )  # fmt: skip
         study.get_trials()
     except (SQLAlchemyError, RuntimeError, KeyError, ValueError) as error:
         raise InputError(
