@@ -227,12 +227,13 @@ def test_a_folder_is_verified(shop_folder, tmp_path):
 
 
 def test_a_million_users_are_read_only_when_asked_for(shop):
-    """Opening and settings touch no interaction; the division of a million users takes no time to speak of."""
+    """Settings touch no interaction of a checked dataset; dividing a million users takes no time to speak of."""
     n_users, length = 1_000_000, 8
     large = dataclasses.replace(
         shop, offsets=np.arange(0, (n_users + 1) * length, length), items=None,
         interactions_table=pa.table({"user_id": pa.nulls(n_users, pa.string())}),
     )  # fmt: skip
+    large.__dict__["checked"] = large
     splits = []
     started = time.perf_counter()
     corpus = Corpus(large, split=lambda data: splits.append(data) or leave_one_out(data))

@@ -21,11 +21,11 @@ FLOORS = (  # A room imports those of earlier lines only, and itself.
     ("training",),
     ("finetuning",),
     ("studies",),
-    ("tasks",),
+    ("tasks", "fsck"),
     ("main",),
 )
 BESIDE = {("runs", "data"), ("runs", "model"), ("data", "errors")}
-MOST_LINES = {"package": 12_400, "file": 400, "function": 60, "parameters": 10}
+MOST_LINES = {"package": 13_600, "file": 400, "function": 60, "parameters": 10}
 
 
 @functools.cache
@@ -85,8 +85,8 @@ def test_the_package_and_its_parts_stay_small():
 @pytest.mark.parametrize(
     ("statement", "most"),
     [
-        ("from seqrec_jax import Index, load; import seqrec_jax.tasks.recommend", 3_000),
-        ("from seqrec_jax import Corpus, Recommender, TrainConfig, fit", 6_700),
+        ("from seqrec_jax import Index, load; import seqrec_jax.tasks.recommend", 3_500),
+        ("from seqrec_jax import Corpus, Recommender, TrainConfig, fit", 7_300),
     ],
 )
 def test_what_recommending_and_training_import_is_little(statement, most):
