@@ -71,7 +71,7 @@ def additive_curves(noise: float, seed: int) -> list[Curve]:
         params = params_of(*place)
         epochs = np.arange(1.0, params["epochs"] + 1)
         values = np.array([additive(params, of) for of in epochs]) * np.exp(generator.normal(0, noise, len(epochs)))
-        curves.append(Curve(str(place), params, epochs, values, compute_of(params, 1) * epochs))
+        curves.append(Curve(str(place), params, epochs, values, compute_of(params, 1) * epochs, place))
     return curves
 
 

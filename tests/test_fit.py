@@ -122,6 +122,7 @@ def test_mlflow_holds_the_references_names(finished):
     } <= set(params)  # fmt: skip
     assert params["nce_num_negatives"] == "64"
     assert params["weight_decay"] == "0.01"
+    assert (params["learning_rate"], params["users_share"]) == ("0.005", "1.0")
     assert float(params["train_step_flops"]) > 1e6
     assert params == finished.results["params"]
     metrics = {}

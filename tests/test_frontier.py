@@ -144,7 +144,8 @@ def test_the_method_is_what_the_data_can_tell():
 
 
 def test_computes_at_which_training_has_hardly_begun_are_left_out():
-    curve = Curve("a", {}, np.arange(1.0, 5), np.array([0.001, 0.02, 0.1, 0.009]), np.array([1e10, 1e11, 1e12, 1e13]))
+    values, compute = np.array([0.001, 0.02, 0.1, 0.009]), np.array([1e10, 1e11, 1e12, 1e13])
+    curve = Curve("a", {}, np.arange(1.0, 5), values, compute, "a")
     points = points_of([curve], 1, 0.1)
     np.testing.assert_allclose(points.values, [0.02, 0.1, 0.009])
     np.testing.assert_allclose(np.exp(points.z + points.centre), [1e11, 1e12, 1e13])

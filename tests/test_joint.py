@@ -26,7 +26,7 @@ def curves_of(law, noise=0.0, seed=0):
     for run in grid_of_runs(law, noise, seed):
         epochs = np.array(list(run.history), float)
         values = np.array(list(run.history.values()))
-        curves.append(Curve("a", run.params, epochs, values, compute_of(run.params, 1) * epochs))
+        curves.append(Curve("a", run.params, epochs, values, compute_of(run.params, 1) * epochs, str(run.params)))
     return curves
 
 
@@ -166,7 +166,7 @@ def seeded_curves(number, seeds=5, of_configuration=0.03, of_seed=0.02):
             for seed in range(seeds):
                 ends = np.array([value * np.exp(generator.normal(0, of_seed))])
                 compute = np.array([compute_of(params, 8)])
-                curves.append(Curve("a", params | {"seed": seed}, np.array([8.0]), ends, compute))
+                curves.append(Curve("a", params | {"seed": seed}, np.array([8.0]), ends, compute, str(params)))
     return curves
 
 

@@ -10,7 +10,7 @@ import pytest
 from scaling_runs import METRIC, MadeRun, compute_of, params_of, write_database
 
 from seqrec_jax.errors import InputError
-from seqrec_jax.scaling.run_table import read_runs
+from seqrec_jax.scaling.run_table import configurations_of, read_runs
 
 PARAMS = params_of(64, 2, 100_000, 10)
 
@@ -51,6 +51,19 @@ def test_runs_that_cannot_be_used_are_named_with_the_reason(tmp_path):
         f"has no metric {METRIC}": ["run0002"],
         f"has no value of {METRIC} that is finite and above 0": ["run0003"],
     }
+
+
+def test_runs_of_a_configuration_differ_in_nothing_but_the_seed_and_the_machine(tmp_path):
+    params = PARAMS | {"loss": "full_softmax", "item_encoder": "text", "seed": 1, "train_step_bytes": 5, "devices": 1}
+    half = params | {"users_share": 0.5, "n_tokens": 7}
+    runs = [
+        params, params | {"seed": 2, "train_step_bytes": 6, "devices": 4, "device_kind": "gpu", "peak_flops": 1e12},
+        params | {"loss": "bpr"}, params | {"item_encoder": "id"}, params | {"n_inters": 99_000},
+        half, half | {"seed": 2, "n_inters": 51_000, "n_tokens": 8}, half | {"users_share": 0.25},
+    ]  # fmt: skip
+    write_database(tmp_path / "runs.sqlite", [MadeRun(of, {10: 0.1}) for of in runs])
+    curves = read_runs(str(tmp_path / "runs.sqlite"), METRIC).curves
+    assert configurations_of(curves).tolist() == [0, 0, 1, 2, 3, 4, 4, 5]
 
 
 def test_evaluations_that_are_not_finite_are_counted(tmp_path):

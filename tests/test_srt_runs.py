@@ -7,7 +7,7 @@ from conftest import shared_file
 from seqrec_jax.scaling.forecast import study_frontier
 from seqrec_jax.scaling.frontier import ENVELOPE, points_of
 from seqrec_jax.scaling.joint import effects, runs_of, study_joint
-from seqrec_jax.scaling.run_table import read_runs
+from seqrec_jax.scaling.run_table import configurations_of, read_runs
 
 CUTS = (1e14, 1e15)
 
@@ -31,6 +31,7 @@ def test_all_runs_are_read(curves):
     assert len(curves) == 119
     assert sum(len(curve.values) for curve in curves) == 1190
     assert all(curve.epochs[-1] == 50 for curve in curves)
+    assert len(np.unique(configurations_of(curves))) == 116  # three were run twice
 
 
 def test_the_published_law_is_found_again(study):

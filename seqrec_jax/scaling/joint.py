@@ -68,11 +68,14 @@ class Effect(NamedTuple):
     ratio: float  # what the metric is multiplied by
     low: float  # lower end of its 95 % interval
     high: float  # upper end of its 95 % interval
-    pairs: int  # pairs of runs that differ in nothing else
+    pairs: int  # pairs of configurations that differ in nothing else
 
 
 def effects(runs: Runs, draws: int, seed: int) -> dict[str, Effect]:
-    """What doubling each variable does, by pairs of runs that differ in it alone; intervals bootstrap their groups."""
+    """What doubling each variable does, by pairs of configurations that differ in it alone.
+
+    Intervals bootstrap groups of such pairs.
+    """
     names = runs.varying(("width", "depth", "data", "epochs", "negatives"))
     found, generator = {}, np.random.default_rng(seed)
     for name in names:

@@ -6,7 +6,7 @@ import gzip
 import json
 import math
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,10 @@ from seqrec_jax.errors import InputError
 
 # Params without which a run has no place in a law; their names are the reference's.
 NEEDED = ("n_inters", "n_layers", "hidden_size", "train_batch_size", "total_flops", "epochs")
-OF_A_RUN = ("seed", "peak_flops")  # params that differ between runs of a configuration
+# Params of a run and not of its configuration: its seed and machine, what follows from them, and the reference's ids.
+OF_A_RUN = {"seed", "devices", "device_kind", "peak_flops", "train_step_bytes", "train_step_flops",
+            "train_step_hardware_flops", "task_id", "fda_tag_args-hash"}  # fmt: skip
+OF_DRAWN_USERS = {"n_inters", "n_tokens"}  # params that follow from the seed, too, where a share of the users trains
 OURS = "train_step_flops"  # a param that this project logs and the reference does not
 SQLITE = b"SQLite format 3\0"
 PACKED: Mapping[bytes, Callable[[Path], Any]] = {b"BZh": bz2.open, b"\x1f\x8b": gzip.open}  # by how files begin
@@ -30,13 +33,23 @@ class Curve(NamedTuple):
     epochs: np.ndarray  # [n] float64, after which the metric was taken, ascending
     values: np.ndarray  # [n] float64, the metric, above 0
     compute: np.ndarray  # [n] float64, spent until then, in multiply-adds of linear layers, forward (as total_flops)
+    configuration: Hashable  # equal for runs that differ in nothing but the seed and the machine
+
+
+def _configuration(params: Mapping[str, str], numbers: Mapping[str, float]) -> frozenset[tuple[str, str]]:
+    """Params of a run, texts too, without OF_A_RUN; of a run on a share of the users without OF_DRAWN_USERS.
+
+    A batch size that was found automatically is among them: runs with other batches learn differently.
+    """
+    ignored = OF_A_RUN | (OF_DRAWN_USERS if numbers.get("users_share", 1) < 1 else set())
+    return frozenset((name, text) for name, text in params.items() if name not in ignored)
 
 
 def configurations_of(curves: Sequence[Curve]) -> np.ndarray:
-    """The number of each run's configuration, from 0; runs that differ in the seed alone share one: [n] int64."""
-    keys = [frozenset((name, of) for name, of in curve.params.items() if name not in OF_A_RUN) for curve in curves]
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    return np.array([numbers[key] for key in keys])
+    """The number of each run's configuration, from 0, in the order in which they come: [n] int64."""
+    distinct = dict.fromkeys(curve.configuration for curve in curves)
+    numbers = {configuration: number for number, configuration in enumerate(distinct)}
+    return np.array([numbers[curve.configuration] for curve in curves])
 
 
 def draw_runs(configurations: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -227,7 +240,8 @@ def read_runs(runs: str, metric: str, experiment: str | None = None) -> RunTable
                 dropped[reason] = dropped.get(reason, 0) + int(n)
         epochs = np.array(steps, float)[good] + (1 - first)
         per_epoch = numbers["total_flops"] * numbers["n_inters"] / numbers["train_batch_size"]
-        curves.append(Curve(run.name, numbers, epochs, values[good], epochs * per_epoch))
+        configuration = _configuration(run.params, numbers)
+        curves.append(Curve(run.name, numbers, epochs, values[good], epochs * per_epoch, configuration))
     if not curves:
         reason, names = max(skipped.items(), key=lambda item: len(item[1]))
         raise InputError(f"RUNS = {runs!r}: no run can be used; {len(names)} of {len(logged)} of them: it {reason}")

@@ -57,8 +57,9 @@ def forecast_runs(
             }
             for run, (metric, low, high) in zip(upcoming, columns, strict=True)
         ]  # fmt: skip
-    laws = {"law": study.chosen, "law_error": error, "joint_law": name}
-    return {"runs": len(curves), **laws, "joint_law_error": judged and judged.error, "forecasts": forecasts}
+    joint_error = None if judged is None else judged.error
+    laws = {"law": study.chosen, "law_error": error, "joint_law": name, "joint_law_error": joint_error}
+    return {"runs": len(curves), **laws, "forecasts": forecasts}
 
 
 def with_outcomes(forecast: Mapping[str, Any], curves: Mapping[str, Curve], sign: int) -> dict[str, Any]:

@@ -160,7 +160,7 @@ def law_tables(results: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
         "Predictions": results["predictions"],
         "What doubling does, all else equal": [
             {"doubling": name, "multiplies the metric by": of["ratio"], "low": of["low"], "high": of["high"],
-             "pairs of runs": of["pairs"]}
+             "pairs of configurations": of["pairs"]}
             for name, of in results["effects"].items()
         ],
         "Joint laws": [

@@ -147,7 +147,8 @@ def _logged_params(model: Recommender, compiler: StepCompiler, compiled: Compile
     config, batches = compiler.config, compiled.batches
     return reference_params(model, compiler.corpus, describe(config), batches.n_targets, compiled.batch_size) | {
         "epochs": config.epochs, "seed": config.seed, "loss_positions": config.loss_positions,
-        "evaluation_mode": config.ranking.mode, "learning_rate": float(compiled.schedule.learning_rate.max()),
+        "evaluation_mode": config.ranking.mode, "learning_rate": config.learning_rate,
+        "users_share": compiler.corpus.users_share,
         "train_step_flops": compiled.flops.model, "train_step_hardware_flops": compiled.flops.hardware,
         "train_step_bytes": compiled.bytes, "peak_flops": compiler.peak_flops, "n_tokens": compiler.epoch_tokens,
         "devices": compiler.mesh.size, "device_kind": jax.devices()[0].device_kind,
