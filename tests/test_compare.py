@@ -5,9 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from seqrec_jax.data.corpus import Corpus
+from seqrec_jax.data.split import Targets, leave_one_out
 from seqrec_jax.data.store import open_dataset
 from seqrec_jax.errors import InputError
 from seqrec_jax.evaluation.compare import compare
@@ -51,6 +53,14 @@ def test_two_models_are_compared_user_by_user(models, corpus):
     table = found.table()
     assert table["targets"].to_pylist() == ["all"] * 6 + list(found.slices)
     assert table["p"].to_pylist()[:6] == [of.p for of in found.metrics.values()]
+
+
+def test_no_target_of_validation_is_needed(models, corpus):
+    def without_valid(data):
+        return leave_one_out(data)._replace(valid=Targets(*np.zeros((2, 0), np.int64)))
+
+    found = compare(*models, Corpus(corpus.data, split=without_valid), ranking=RANKING, draws=100)
+    assert found.metrics["ndcg_at_10"].difference > 0
 
 
 def test_a_model_is_no_better_than_itself(models, corpus):

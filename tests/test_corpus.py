@@ -48,6 +48,8 @@ def test_users_items_and_texts_are_found_again(both):
     assert (data.n_users, data.n_items) == (shop.n_users + market.n_users, shop.n_items + market.n_items)
     assert data.features == ("title", "brand")
     assert data.name == both.name == f"{shop.name}+market"
+    ties = {n: shop.ties[n] + market.ties[n] for n in ("neighbours", "of")}
+    assert data.ties == {"order": "file"} | ties
     for user in (0, 17, shop.n_users - 1):
         np.testing.assert_array_equal(data.user_items(user), shop.user_items(user))
     for user in (0, 41, market.n_users - 1):
@@ -133,6 +135,30 @@ def test_users_of_another_dataset_are_left_out_of_all(shop, ids, tmp_path, caplo
         training_batches(nobody, batch_size=100, loss_positions="all", max_length=10, shards=1, seed=0)
     with pytest.raises(InputError, match="no such dataset folder"):
         _ = Corpus(shop, exclude_users_of=[str(tmp_path / "missing")]).division
+
+
+def test_what_leaves_no_targets_is_named_with_the_remedy(shop, tmp_path):
+    def corpus_of(*lengths, **settings):
+        offsets = np.cumsum([0, *lengths])
+        times = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.arange(offsets[-1])))
+        users = pa.array([f"u{user}" for user in range(len(lengths))])
+        table = pa.table({"user_id": users, "timestamps": times})
+        data = dataclasses.replace(shop, offsets=offsets, interactions_table=table)
+        data.__dict__["checked"] = data
+        return Corpus(data, **settings)
+
+    (tmp_path / "users.txt").write_text("u0\nu1\n")
+    some, everybody = {"users_share": 0.01, "validate_all": False}, {"exclude_users_of": str(tmp_path / "users.txt")}
+    for corpus, words in (
+        (corpus_of(2, 1), r"split leaves no target in valid, .*: of its 2 users the longest history has 2 .* more"),
+        (corpus_of(2, 1, users_share=0.5), r"split leaves no target in valid, .* three are needed"),
+        (corpus_of(3, 3, **everybody), r"exclude_users_of leaves no target in valid, .*: all 2 users .* name fewer"),
+        (corpus_of(3, *[1] * 99, **some), r"users_share leaves no target in valid, .*; raise it, or set"),
+        (corpus_of(*[1] * 100, split=global_cut), r"split leaves no target in valid, .*; raise global_cut\.valid, or"),
+    ):
+        with pytest.raises(InputError, match=words):
+            corpus.check_targets()
+    corpus_of(3, *[1] * 99, **some).check_targets(["test"])
 
 
 def test_shares_of_users_are_nested_and_test_on_all(shop):

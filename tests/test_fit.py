@@ -261,7 +261,7 @@ def test_nobody_to_measure_by_is_refused_before_anything_is_written(shop_folder,
 
     corpus = Corpus(shop_folder, split=first_two)
     with pytest.raises(
-        InputError, match=r"Corpus\.split leaves no target in valid, so there is nothing to measure: of its"
+        InputError, match=r"Corpus\.split leaves no target in valid, so there is nothing to measure: it puts no"
     ):
         fit(Recommender.create(corpus, ARCHITECTURE), corpus, CONFIG, tmp_path / "run")
     assert not (tmp_path / "run").exists()

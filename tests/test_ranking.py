@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from seqrec_jax.data.corpus import Corpus
-from seqrec_jax.data.split import leave_one_out, train_counts
+from seqrec_jax.data.split import Targets, leave_one_out, train_counts
 from seqrec_jax.devices import device_mesh, replicate
 from seqrec_jax.errors import InputError
 from seqrec_jax.evaluation import ranks as ranks_module
@@ -277,3 +277,9 @@ def test_each_dataset_of_a_corpus_is_ranked_within_its_own_catalog(shop, model, 
     alone = summarize(rank_by(shop, model)[1], (10,))
     for name, value in alone.items():
         assert metrics[name] == metrics[f"dataset/{name}"] == metrics[f"other/{name}"] == pytest.approx(value)
+
+
+def test_several_datasets_without_a_target_have_no_metrics(shop, model, tmp_path):
+    both = Corpus([shop, str(shutil.copytree(shop.folder, tmp_path / "other"))])
+    nobody = Targets(*np.zeros((2, 0), np.int64))
+    assert CorpusRanker(model.graph, both, nobody, Ranking(), device_mesh(jax.devices()[:1])).popularity() == {}

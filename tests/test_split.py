@@ -8,6 +8,7 @@ import pytest
 
 from seqrec_jax.data.split import (
     PREDICTED,
+    Targets,
     by_ratio,
     global_cut,
     items_before,
@@ -106,6 +107,7 @@ def test_what_a_user_had_before_each_target(shop):
     for row, items in enumerate(items_before(shop, split.test)):
         history = shop.user_items(split.test.users[row])[: split.test.positions[row]]
         np.testing.assert_array_equal(items, np.unique(history))
+    assert items_before(shop, Targets(*np.zeros((2, 0), np.int64))) == []
 
 
 def test_settings_that_make_no_split_are_refused(shop):

@@ -97,32 +97,51 @@ class Corpus:
                      self.name, excluded.sum(), len(excluded), ", ".join(sources))  # fmt: skip
         return excluded
 
+    def _whole_division(self) -> Split:
+        """The split of the union, made of each dataset's own, on all of its users."""
+        parts = [self.split(part) for part in self.datasets]
+        if len(parts) == 1:
+            return parts[0]
+        lengths = np.concatenate([part.train_lengths for part in parts])
+        valid, test = [part.valid for part in parts], [part.test for part in parts]
+        return Split(lengths, self._union_targets(valid), self._union_targets(test))
+
     @cached_property
     def division(self) -> Split:
-        """The split of the union, made of each dataset's own, on the users that the settings leave."""
-        parts = [self.split(part) for part in self.datasets]
-        division = parts[0]
-        if len(parts) > 1:
-            lengths = np.concatenate([part.train_lengths for part in parts])
-            valid, test = [part.valid for part in parts], [part.test for part in parts]
-            division = Split(lengths, self._union_targets(valid), self._union_targets(test))
+        """The split of the union on the users that the settings leave."""
+        division = self._whole_division()
         if self.exclude_users_of:
             division = splits.without_users(division, self.excluded)
         if self.users_share < 1:
             division = splits.share_of_users(division, self.users_share, self.seed, self.validate_all)
         return division
 
-    def check_targets(self) -> None:
-        """Refuses, by an InputError, a corpus with nothing to validate with or to test with."""
-        for part in ("valid", "test"):
-            if len(getattr(self.division, part).users):
-                continue
-            remedy = "raise Corpus.users_share" if self.users_share < 1 else "give more data, or bind another SPLIT"
-            raise InputError(
-                f"{self.data.folder}: Corpus.split leaves no target in {part}, so there is nothing to measure: of its "
-                f"{self.data.n_users:,} users the longest history has {np.diff(self.data.offsets).max():,} interactions"
-                f", and three are needed, to train on, to validate with and to test with; {remedy}"
-            )
+    def check_targets(self, parts: Sequence[str] = ("valid", "test")) -> None:
+        """Refuses, by an InputError, a corpus without targets in one of the parts that are needed."""
+        for part in parts:
+            if not len(getattr(self.division, part).users):
+                setting, reason = self._why_no_target(part)
+                raise InputError(f"{self.data.folder}: Corpus.{setting} leaves no target in {part}, so there is "
+                                 f"nothing to measure: {reason}")  # fmt: skip
+
+    def _why_no_target(self, part: str) -> tuple[str, str]:
+        """The setting that leaves a part without targets, and the reason with the remedy."""
+        users = getattr(self._whole_division(), part).users
+        if len(users) and self.exclude_users_of and self.excluded[users].all():
+            named = f"all {len(np.unique(users)):,} users who have one are named there"
+            return "exclude_users_of", f"{named}; name fewer users"
+        if len(users) and part == "valid" and self.users_share < 1 and not self.validate_all:
+            return "users_share", "none of the users drawn has one; raise it, or set Corpus.validate_all = True"
+        if describe(self.split)["name"] == splits.global_cut.__name__:
+            alone = f"no user has an interaction in the time of {part} and another one before it"
+            return "split", f"{alone}; raise global_cut.{part}, or bind SPLIT = @leave_one_out"
+        longest = np.diff(self.data.offsets).max()
+        if longest >= 3:
+            return "split", "it puts no interaction there; bind another SPLIT"
+        return "split", (
+            f"of its {self.data.n_users:,} users the longest history has {longest:,} interactions, and three are "
+            "needed, to train on, to validate with and to test with; give more data"
+        )
 
     def _union_targets(self, targets: Sequence[Targets]) -> Targets:
         users = [part.users + first for part, first in zip(targets, self.user_starts[:-1], strict=True)]
@@ -234,8 +253,10 @@ def _union(parts: Sequence[Dataset], item_shifts: np.ndarray) -> Dataset:
     features: dict[str, Any] = {}
     for feature in (feature for part in parts for feature in part.manifest["features"]):
         features.setdefault(feature["name"], feature)
+    ties = {n: sum(part.ties[n] for part in parts) for n in ("neighbours", "of")}
     manifest = {
         "features": list(features.values()), "tokenizer": parts[0].manifest["tokenizer"],
+        "ties": {"order": "+".join(dict.fromkeys(part.ties["order"] for part in parts))} | ties,
         "checksums": {str(ordinal): part.digest() for ordinal, part in enumerate(parts)},
     }  # fmt: skip
     catalogs = [part.items_table.slice(int(ordinal > 0)) for ordinal, part in enumerate(parts)]  # one row of padding

@@ -123,6 +123,8 @@ def has_times(dataset: Dataset) -> bool:
 def items_before(dataset: Dataset, targets: Targets) -> list[np.ndarray]:
     """Of each target the distinct items that its user had before, ascending: int32."""
     before: list[np.ndarray] = [np.zeros(0, np.int32)] * len(targets.users)
+    if not before:
+        return before
     order = np.argsort(targets.users, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(targets.users[order])) + 1):
         start, lengths = dataset.offsets[targets.users[rows[0]]], targets.positions[rows]

@@ -102,7 +102,10 @@ class Dataset:
 
     @property
     def ties(self) -> dict[str, Any]:
-        """The "order" of a user's interactions at one time, and how many "neighbours", "of" all, have the same."""
+        """The "order" of a user's interactions at one time, and how many "neighbours", "of" all, have the same.
+
+        A union's order is 'file', 'random' or, where its datasets differ, both joined by +.
+        """
         return self.manifest["ties"]
 
     def catalog_sha256(self) -> str:

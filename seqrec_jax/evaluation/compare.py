@@ -51,13 +51,13 @@ def compare(
         category: Column of the catalog to slice by as well; None for 'category_l1' where there is one.
         draws: Bootstrap samples of users, and permutations; `seed` decides both.
 
-    InputError is raised where the corpus has several datasets or no targets, does not fit, or an argument is wrong.
+    InputError is raised where the corpus has several datasets or no test target, does not fit, or an argument is wrong.
     """
     metrics = [f"{name}_at_{k}" for k in ranking.ks for name in ("recall", "ndcg", "mrr")]
     if metric not in metrics:
         raise InputError(f"compare.metric = {metric!r} is not one of {', '.join(metrics)}")
     data, test = dataset_to_rank(corpus, "compare", draws), corpus.division.test
-    check_ranking(corpus, ranking)
+    check_ranking(corpus, ranking, ("test",))
     inside = slices_of(data, test, corpus.train.counts, category)
     ranks = []
     for model in (first, second):

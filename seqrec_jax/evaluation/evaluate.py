@@ -31,7 +31,7 @@ class Report:
     """What `evaluate` found. A metric is named `<metric>_at_<k>`; an interval is [low, high] of 95 %.
 
     `catalog` is how much of it is recommended: `coverage_at_<k>` and `gini_at_<k>`, after "histories" of "users".
-    Nothing has a metric over no targets.
+    What has no targets has no metrics.
     """
 
     ks: tuple[int, ...]  # cut-offs of the metrics

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -112,9 +112,9 @@ def _rank_by_item(mesh: Mesh, n_sampled: int | None, seed: int) -> Callable[...,
     return jax.jit(jax.shard_map(rank, mesh=mesh, in_specs=in_specs, out_specs=devices.SPLIT, check_vma=False))
 
 
-def check_ranking(corpus: Corpus, ranking: Ranking) -> None:
-    """Refuses a corpus without targets, by an InputError; says where a sample would be the whole catalog."""
-    corpus.check_targets()
+def check_ranking(corpus: Corpus, ranking: Ranking, parts: Sequence[str] = ("valid", "test")) -> None:
+    """Refuses a corpus without targets in a part, by an InputError; says where a sample would be the whole catalog."""
+    corpus.check_targets(parts)
     for data in corpus.datasets:
         if ranking.mode != "full" and ranking.n_sampled(data.n_items) is None:
             logging.warning("Ranking.mode = %r: %s has %d items, so targets are ranked among the whole catalog",
@@ -233,8 +233,8 @@ class CorpusRanker:
         of_each = [summarize(metrics_of(part, ranker), self._ks) for part, ranker in enumerate(self._rankers)]
         if len(of_each) == 1:
             return of_each[0]
-        measured = [metrics for metrics in of_each if metrics]
-        means = {name: float(np.mean([metrics[name] for metrics in measured])) for name in measured[0]}
+        names = next((metrics for metrics in of_each if metrics), {})
+        means = {name: float(np.mean([metrics[name] for metrics in of_each if metrics])) for name in names}
         parts = zip(self._corpus.datasets, of_each, strict=True)
         return means | {f"{data.name}/{name}": value for data, of_part in parts for name, value in of_part.items()}
 
