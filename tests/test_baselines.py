@@ -11,8 +11,12 @@ import scipy.sparse
 
 from seqrec_jax.data.corpus import Corpus
 from seqrec_jax.data.split import Targets
+from seqrec_jax.devices import device_mesh
 from seqrec_jax.evaluation import baselines
+from seqrec_jax.evaluation.ranking import Ranking, TargetRanker
 from seqrec_jax.items.lexical import lexical_vectors
+from seqrec_jax.model.recommender import Recommender
+from seqrec_jax.model.spec import Architecture
 from seqrec_jax.model.terms.transitions import AGE_DECAY, count_transitions, recency_weights
 
 
@@ -114,6 +118,19 @@ def test_recent_popularity_counts_the_latest_training_interactions(shop, corpus)
         items += list(shop.user_items(user)[:n])
     latest = np.array(times) >= np.quantile(times, 0.8)
     np.testing.assert_array_equal(counts, np.bincount(np.array(items)[latest], minlength=shop.n_items + 1))
+
+
+def test_recent_popularity_ranks_every_target_and_popularity_decides_between_equals(corpus, monkeypatch):
+    monkeypatch.setattr(baselines, "MOST_SCORES", 10 * corpus.data.n_items)
+    model = Recommender.create(corpus, Architecture(n_layers=1, hidden_size=16, inner_size=16))
+    ranker = TargetRanker(model.graph, corpus.data, corpus.division.test, Ranking(), device_mesh())
+    found, users = baselines.baseline_ranks(corpus, Ranking(), ranker, 0)["recent popularity"]
+    np.testing.assert_array_equal(users, corpus.division.test.users)
+    recent, counts = baselines.recent_counts(corpus.data, corpus.division), corpus.train.counts
+    for row, rank in enumerate(found):
+        _, target = history_of(corpus, row)
+        equal = recent == recent[target]
+        assert rank == ((recent > recent[target]) | (equal & (counts >= counts[target])))[1:].sum() - 1
 
 
 def test_transitions_and_texts_score_the_whole_history_the_latest_most(shop, corpus, vectors):

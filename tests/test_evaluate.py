@@ -118,11 +118,12 @@ def test_of_many_scores_baselines_are_measured_on_a_sample_that_is_named(model, 
     monkeypatch.setattr(baselines, "MOST_SCORES", 100 * corpus.data.n_items)
     found = evaluate(model, corpus, draws=100)
     assert list(found.baselines) == [
-        "popularity", "recent popularity, 100 targets", "item-to-item transitions, 100 targets",
-        "text neighbours, 100 targets", "transition graph, 100 targets",
+        "popularity", "recent popularity", "item-to-item transitions, 100 targets", "text neighbours, 100 targets",
+        "transition graph, 100 targets",
     ]  # fmt: skip
     assert found.test == report.test
-    assert found.baselines["popularity"] == report.baselines["popularity"]
+    for name in ("popularity", "recent popularity"):
+        assert found.baselines[name] == report.baselines[name]
     assert found.targets["text neighbours, 100 targets"] == 100
     rows = [row for row in found.table().to_pylist() if row["name"] == "text neighbours, 100 targets"]
     assert {row["targets"] for row in rows} == {100}

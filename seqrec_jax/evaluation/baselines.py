@@ -35,11 +35,6 @@ def recent_counts(data: Dataset, split: Split) -> np.ndarray:
     return np.bincount(data.items.take(places[latest]), minlength=data.n_items + 1)
 
 
-def by_item(counts: np.ndarray) -> Scores:
-    """Scores that are the same for everybody: the count of each item, [n_items + 1]."""
-    return lambda histories, lengths: np.broadcast_to(counts.astype(np.float32), (len(lengths), len(counts)))
-
-
 def by_transitions(transitions: Transitions) -> Scores:
     """What followed the history's items in training (item-to-item: Linden et al., IEEE Internet Computing 2003)."""
     matrix = transitions.matrix()
@@ -139,12 +134,9 @@ def ranks(scores: Scores, data: Dataset, targets: Targets, counts: np.ndarray, m
 
 
 def baselines_of(corpus: Corpus) -> Mapping[str, Scores]:
-    """All but popularity, by name; those of texts where there are texts, that of times where there are times."""
+    """Those that score each history apart, by name; those of texts where there are texts."""
     data, train = corpus.data, corpus.train
-    found = {}
-    if has_times(data):
-        found["recent popularity"] = by_item(recent_counts(data, corpus.division))
-    found["item-to-item transitions"] = by_transitions(count_transitions(train, data.catalog_sha256()))
+    found = {"item-to-item transitions": by_transitions(count_transitions(train, data.catalog_sha256()))}
     if texts := [data.tokens(name) for name in data.features]:
         vectors = lexical_vectors(texts, data.vocab_size, TEXT_SIZE)
         found |= {"text neighbours": by_text(vectors), "transition graph": by_rings(train, vectors)}
@@ -156,8 +148,9 @@ def baseline_ranks(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Ranks of the test targets of a corpus of one, which `ranker` ranks, by each baseline, and the targets' users.
 
-    [n] int64 each, rank 0 for the top. Popularity stands alone where a sample of the catalog is ranked. Above
-    MOST_SCORES the others are measured on fewer targets, drawn by `seed`, and their names say on how many.
+    [n] int64 each, rank 0 for the top. Popularity stands alone where a sample of the catalog is ranked; recent
+    popularity, equals by popularity, is there where there are times. Above MOST_SCORES those that score each history
+    apart are measured on fewer targets, drawn by `seed`, and their names say on how many.
     """
     test, counts, data = corpus.division.test, corpus.train.counts, corpus.data
     found = {"popularity": (popularity_ranks(ranker, counts), test.users)}
@@ -165,6 +158,9 @@ def baseline_ranks(
         logging.warning("Ranking.mode = %r orders models differently than the whole catalog does (Krichene and Rendle, "
                         "KDD 2020)", ranking.mode)  # fmt: skip
         return found
+    if has_times(data):
+        by_both = recent_counts(data, corpus.division) * (counts.max() + 1) + counts
+        found["recent popularity"] = popularity_ranks(ranker, by_both), test.users
     some = some_targets(test, max(1, MOST_SCORES // data.n_items), seed)
     drawn = f", {len(some.users):,} targets" if len(some.users) < len(test.users) else ""
     for name, scores in baselines_of(corpus).items():
