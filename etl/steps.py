@@ -287,12 +287,16 @@ class Build:
 
 
 def _check_log(files: InteractionFiles, paths: Sequence[Path], bad: BadRows) -> int:
-    """Reads a domain's log through for its bad rows; returns how many rows it has."""
-    total = 0
+    """Reads a domain's log through for its bad rows; returns how many rows it has, of which one must be good."""
+    total = good = 0
     for path in paths:
         lines = 0
         for block in files.blocks(path, BLOCK_BYTES):
             rows, faulty, n_lines = read_rows(block, files)
             bad.add(str(path), lines, len(rows.times) + len(faulty), faulty)
-            lines, total = lines + n_lines, total + len(rows.times) + len(faulty)
+            lines, good = lines + n_lines, good + len(rows.times)
+            total += len(rows.times) + len(faulty)
+    if not good:
+        bad.finish()
+        raise InputError(f"{paths[0]}: has no rows that can be read")
     return total

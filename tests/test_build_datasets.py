@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import csv, parquet
 
 from etl.synthetic_amazon import make_amazon
 from seqrec_jax.data.store import open_dataset
@@ -445,6 +447,17 @@ def test_bad_raw_files_end_in_one_line(etl, raw, tmp_path, words):
     assert not (tmp_path / "out" / "amazon-full").exists()
 
 
+@pytest.mark.parametrize("name", ["blank.json", "empty.parquet"])
+def test_a_domain_without_a_row_that_can_be_read_is_refused(etl, raw, tmp_path, name):
+    (raw / "blank.json").write_text("\n")
+    columns = {"reviewerID": pa.string(), "asin": pa.string(), "overall": pa.float32(), "unixReviewTime": pa.int64()}
+    parquet.write_table(pa.schema(columns).empty_table(), raw / "empty.parquet")
+    done = etl(raw, **{"beauty/InteractionFiles__files": f"['{name}']"})
+    assert done.returncode == 2
+    assert f"{name}: has no rows that can be read" in done.stderr
+    assert not (tmp_path / "out" / "amazon-beauty").exists()
+
+
 def test_too_many_bad_rows_end_the_run_and_lose_nothing(etl, raw, tmp_path):
     done = etl(raw, MAX_BAD_ROWS="0.12")
     assert done.returncode == 2
@@ -528,9 +541,6 @@ def quoted(word: str) -> str:
 
 
 def test_company_tables_in_parquet_and_csv_give_the_same_dataset(etl, tmp_path):
-    import pyarrow as pa
-    from pyarrow import csv, parquet
-
     folder = tmp_path / "company"
     folder.mkdir()
     log = pa.table(

@@ -97,3 +97,8 @@ def test_a_field_too_long_to_be_one_is_none(monkeypatch):
     assert quotes.stray.tolist() == [data.index(b'"1234567890')]
     assert quotes.decided == data.index(b'"x')
     assert end_of_records(data + b"y\n" * 9, b",") == len(data) + 18
+
+
+def test_a_stray_mark_takes_no_line_beyond_a_mebibyte_with_it():
+    data = b'a,"x\n' + b"b,y\n" * (1 << 18) + b'c,z"\n'
+    assert find_quotes(data, b",").stray.tolist() == [2]

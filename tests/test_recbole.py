@@ -201,6 +201,9 @@ BAD = {
     r"x\.item, line 1: has none of the text columns": replaced("x.item", ":token_seq", "_x:token_seq"),
     r"needs exactly one \*\.item file, has none": lambda source: (source / "x.item").unlink(),
     r"needs exactly one \*\.inter file, has x\.inter, y\.inter": lambda source: (source / "y.inter").touch(),
+    r"x\.inter, line 2: column 'timestamp' is '0x1E'": lambda source: (source / "x.inter").write_text(
+        INTERACTIONS.split("\n")[0] + "\nu1\ta\t1\t0x1E\n"
+    ),
     r"x\.inter: has no rows": lambda source: (source / "x.inter").write_text(INTERACTIONS.split("\n")[0] + "\n"),
     r"x\.inter: has no header, nor anything else": lambda source: (source / "x.inter").write_text(""),
     r"none of its items is in the \.item file": lambda source: (source / "x.inter").write_text(

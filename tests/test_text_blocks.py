@@ -33,3 +33,11 @@ def test_a_damaged_gzip_file_is_named_after_what_could_be_read(tmp_path, damage)
     path.write_bytes(damage(gzip.compress(bytes(range(256)) * 4_000)))
     with pytest.raises(InputError, match=r"log.json.gz: is truncated or no gzip file .*; fetch it again"):
         list(text_blocks(path, 1 << 16))
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_byte_order_mark_is_no_part_of_the_line_that_tells_what_ends_lines(tmp_path, mark):
+    path = tmp_path / "log.csv"
+    path.write_bytes(mark + b'"a\rb",c\n"d",e\n')
+    (block,) = text_blocks(path, delimiter=b",")
+    assert not block.returns

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from etl.raw import values
+from etl.raw.json_lines import as_id
 from seqrec_jax.errors import InputError
 
 T = 1_500_000_000
@@ -55,11 +56,13 @@ def test_large_whole_numbers_stay_exact():
 
 
 def test_floats_that_may_be_another_number_are_none():
-    found, faults = ids([2.0**53, 2.0**60, float("inf"), float("nan"), 1.5, -0.0])
-    assert [found[row] for row in (0, 4, 5)] == ["9007199254740992", "1.5", "0"]
+    found, faults = ids([2.0**53 - 1, float(2**53 + 1), float("inf"), float("nan"), 1.5, -0.0])
+    assert [found[row] for row in (0, 4, 5)] == ["9007199254740991", "1.5", "0"]
     assert faults["id is no exact number"] == [1, 2]
     assert faults["id is empty"] == [1, 2, 3]
-    assert ids(np.array([2**24, 2**25], np.float32))[1]["id is no exact number"] == [1]
+    assert ids(np.array([2**24 - 1, 2**24], np.float32))[1]["id is no exact number"] == [1]
+    assert ids(np.array([2**11 - 1, 2**11], np.float16))[1]["id is no exact number"] == [1]
+    assert [as_id(value) for value in (2.0**53 - 1, 2.0**53, -7.0)] == ["9007199254740991", None, "-7"]
 
 
 def test_texts_that_are_no_ids_are_named():
@@ -128,6 +131,14 @@ def test_texts_that_are_no_times_are_told_from_those_outside(unit):
     assert (found[: len(outside)] < values.FIRST_SECOND).all()
 
 
+@pytest.mark.parametrize("beside", [[], [str(T)], ["soon"]])
+@pytest.mark.parametrize("text", ["0x59682F00", "0X59682F00", "-0x1"])
+def test_a_hexadecimal_number_is_none_whatever_stands_beside_it(text, beside):
+    data = column([text, *beside])
+    assert values.times(data, "s", "log")[1].tolist() == [True] + [of == "soon" for of in beside]
+    assert values.numbers(data, "log")[1][0]
+
+
 def test_numbers_outside_are_outside_in_every_type():
     for data, kind in [
         ([0, 2**63 - 1], pa.int64()),
@@ -169,7 +180,8 @@ def test_texts_of_every_type():
     assert texts([1.5, float("nan")]) == ["1.5", ""]
     assert texts([datetime.date(2020, 1, 2), None]) == ["2020-01-02", ""]
     assert texts([None], pa.null()) == [""]
-    with pytest.raises(InputError, match=r"log has type list<.*>, which is no text"):
-        texts([["a"]])
+    for data, kind in (([["a"]], None), ([True, None], None), ([b"0" * 16], pa.binary(16))):
+        with pytest.raises(InputError, match=r"log has type (list<.*>|bool|fixed_size_binary\[16\]), which is no text"):
+            texts(data, kind)
     found, faults = values.texts(column([b"a", b"\xff"]), "log")
     assert (found.to_pylist(), faults["is not UTF-8"].tolist()) == (["a", ""], [False, True])

@@ -117,7 +117,7 @@ def times(rows: AtomicRows, column: str) -> tuple[np.ndarray, int]:
     """
     text = pc.utf8_trim_whitespace(rows.table[column])
     try:
-        return text.cast(pa.int64()).to_numpy(), 1
+        return values.whole_numbers(text.combine_chunks()).to_numpy(), 1
     except pa.ArrowInvalid:
         seconds = numbers(rows, column, pa.float64())
     largest = float(np.abs(seconds).max())

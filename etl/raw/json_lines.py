@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from etl.raw.bad_rows import BadRow
 
-_EXACT = 2.0**53
+_EXACT = 2.0**53  # below it no two whole numbers have the same float
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -98,7 +98,7 @@ def as_id(value: Any) -> str | None:
     """A field as an id: a number has one text, so 7.0 is `7`; None where it is none, or not exact."""
     if not isinstance(value, float):
         return as_text(value)
-    if not abs(value) <= _EXACT:  # Nor is NaN.
+    if not abs(value) < _EXACT:  # Nor is NaN.
         return None
     return str(int(value)) if value.is_integer() else str(value)
 

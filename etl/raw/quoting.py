@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-LONGEST_FIELD = 16 << 20
+LONGEST_FIELD = 1 << 20
 _MARK, _LF, _CR = b'"\n\r'
 
 

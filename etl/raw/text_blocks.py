@@ -86,7 +86,7 @@ def text_blocks(path: Path, block_bytes: int = BLOCK_BYTES, delimiter: bytes | N
     told, compressed = 0, path.suffix == ".gz"
     try:
         with _opened(path) as (_, file):
-            returns = ends_with_returns(file.read(_BYTES_TO_JUDGE), delimiter)
+            returns = ends_with_returns(file.read(_BYTES_TO_JUDGE).removeprefix(_BYTE_ORDER_MARK), delimiter)
         with _opened(path) as (raw, file):
             pending = file.read(len(_BYTE_ORDER_MARK))
             start = len(pending) if pending == _BYTE_ORDER_MARK else 0

@@ -24,7 +24,6 @@ FIRST_SECOND, END_SECOND = 788_918_400, 2_082_758_400  # 1995-01-01 up to 2036-0
 LONGEST_ID = 128
 _OUTSIDE = -1
 _SINGLE = pa.float32()
-_EXACT_BITS = {pa.float16(): 11, pa.float32(): 24, pa.float64(): 53}
 _NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
 _IS_NUMBER = re.compile(_NUMBER, re.ASCII)
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -79,10 +78,10 @@ def texts(column: pa.ChunkedArray, where: str) -> tuple[pa.Array, Faults]:
         values, wrong = utf8(column)
         values = values.fill_null("").cast(pa.string())
         return values, {} if wrong is None else {"is not UTF-8": wrong}
-    if pt.is_nested(column.type):
-        raise InputError(f"{where} has type {column.type}, which is no text; make a column of text of it")
     if pt.is_temporal(column.type) or pt.is_decimal(column.type):
         return pa.array([text or "" for text in column.cast(pa.string()).to_pylist()], pa.string()), {}
+    if not (pt.is_integer(column.type) or pt.is_floating(column.type)):
+        raise InputError(f"{where} has type {column.type}, which is no text; make a column of text of it")
     return pa.array([as_text(value) or "" for value in column.to_pylist()], pa.string()), {}
 
 
@@ -116,7 +115,7 @@ def ids(column: pa.ChunkedArray, name: str, where: str) -> tuple[pa.Array, Fault
 def _float_ids(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, np.ndarray]:
     """Ids that were made floats, as text; what is beyond their precision may be another number than it was."""
     values = column.to_numpy()
-    exact = np.abs(values) <= 2.0 ** _EXACT_BITS[column.type]
+    exact = np.abs(values) < 2.0 ** (np.finfo(values.dtype).nmant + 1)
     inexact = ~exact & ~np.isnan(values)
     whole = exact & (values == np.floor(values))
     numbers = pa.array(np.where(whole, values, 0).astype(np.int64), mask=~whole).cast(pa.large_string())
@@ -195,9 +194,17 @@ def _float_times(column: pa.ChunkedArray, unit: str) -> tuple[np.ndarray, np.nda
     return np.where(inside, nanos, _OUTSIDE), ~np.isfinite(values)
 
 
+def whole_numbers(text: pa.Array) -> pa.Array:
+    """Text as int64; an ArrowInvalid where a value is none, as 0x5F is, which Arrow's cast would take."""
+    letters = np.frombuffer(text.buffers()[2] or b"", np.uint8)
+    if (letters == ord("x")).any() or (letters == ord("X")).any():
+        raise pa.ArrowInvalid("hexadecimal")
+    return text.cast(pa.int64())
+
+
 def _text_times(text: pa.Array, unit: str) -> tuple[np.ndarray, np.ndarray]:
     try:
-        return _integer_times(text.cast(pa.int64()), unit)
+        return _integer_times(whole_numbers(text), unit)
     except pa.ArrowInvalid:
         text = pc.utf8_trim_whitespace(text)
     units = UNITS_PER_SECOND[unit]
