@@ -164,8 +164,8 @@ def group_partition(
     """Writes a partition's users, a row each, without the held-out ones and those of too few interactions.
 
     Args:
-        output: Arrow file to write: `user_id`, `user_hash`, `items` (catalog rows), `timestamps` (in the log's
-            unit), and `ratings` where there are some.
+        output: Arrow file to write: `user_id`, `user_hash`, `items` (catalog rows), `timestamps` (in
+            nanoseconds), and `ratings` where there are some.
         blocks: what `partition_block` wrote, in the order of the log.
         partition: which.
         held_out: folder of the table of held-out users' ids.

@@ -155,20 +155,22 @@ def domain_dataset(
     if files.rating:
         values["ratings"] = np.concatenate([rows.ratings for rows in blocks if rows.ratings is not None])
     distinct = ids.dictionary_encode()
-    catalog_rows = IdTable.load(items).find(hash_of(words_of(distinct.dictionary)))
-    codes = distinct.indices.to_numpy()
+    hashes, codes = hash_of(words_of(distinct.dictionary)), distinct.indices.to_numpy()
+    catalog_rows = IdTable.load(items).find(hashes)
     unknown = np.flatnonzero(catalog_rows < 0)
     rejected = dict(provenance.rejected)
     if drop_without_metadata:
         known = catalog_rows[codes] >= 0
         rejected["item has no metadata or title"] = int((~known).sum())
-        users, ids, codes = users.filter(pa.array(known)), ids.filter(pa.array(known)), codes[known]
+        users, codes = users.filter(pa.array(known)), codes[known]
         values = {name: column[known] for name, column in values.items()}
         unknown = unknown[:0]
     rows = np.unique(catalog_rows[catalog_rows >= 0]).astype(np.int64)
     new_row = np.searchsorted(rows, catalog_rows).astype(np.int32) + 1
     new_row[unknown] = len(rows) + 1 + np.arange(len(unknown), dtype=np.int32)
-    tie_keys = provenance.time_order.tie_keys(hash_of(words_of(users)), hash_of(words_of(ids)))
+    order, tie_keys = provenance.time_order, None
+    if order.ties == "random":
+        tie_keys = order.tie_keys(hash_of(words_of(users)), hashes[codes])
     table = sequences_by_first_appearance(users, {"items": new_row[codes], **values}, tie_keys)
 
     def all_items() -> Iterator[pa.Table]:

@@ -12,6 +12,7 @@ from etl import tokenizer
 from etl.raw.interaction_files import InteractionFiles
 from etl.raw.item_files import ItemFiles
 from etl.raw.text_blocks import BLOCK_BYTES
+from etl.raw.values import NANOSECONDS
 from etl.running.workspace import Workspace, key_of
 from etl.time_order import TimeOrder
 from seqrec_jax.data import format
@@ -24,7 +25,8 @@ class Plan:
     """What to make of which raw files; see `build_datasets`. An InputError where a value is out of range.
 
     Attributes:
-        source: folder of the raw files; it and the others are kept as absolute paths, as workers may be elsewhere.
+        source: folder of the raw files; it, output and tokenizer_from are kept as absolute paths, as workers may be
+            elsewhere.
         output: folder to write to.
         name: first part of the datasets' names.
         items: the items' files.
@@ -91,9 +93,10 @@ class Plan:
         """Folder to write to."""
         return Path(self.output)
 
-    def time_order(self, files: InteractionFiles) -> TimeOrder:
+    @property
+    def time_order(self) -> TimeOrder:
         """How the interactions of a log are ordered."""
-        return TimeOrder(self.ties, self.seed, files.units_per_second)
+        return TimeOrder(self.ties, self.seed, NANOSECONDS)
 
     def raw_files(self) -> list[Path]:
         """Every raw file of the plan; all must be there."""
@@ -162,5 +165,5 @@ class Keys:
         """Of the interactions by user."""
         domains = {name: self.domain(name) for name in self.domains}
         files = dataclasses.asdict(self._plan.interactions)
-        cores, ties = (self._plan.user_core, self._plan.item_core), self._plan.time_order(self._plan.interactions).rule
+        cores, ties = (self._plan.user_core, self._plan.item_core), self._plan.time_order.rule
         return key_of("ratings", self.metadata, files, self.interactions, domains, cores, ties, BLOCK_BYTES)

@@ -73,12 +73,11 @@ def _read_interactions(
         raise InputError(f"{path}: none of its items is in the .item file")
     values = {"items": items.fill_null(-1).to_numpy().astype(np.int32) + 1, **values}
     ids = rows.table.filter(pa.array(known)).combine_chunks()
-    user_hashes, item_hashes = (hash_of(words_of(ids[name].chunk(0))) for name in ("user_id", "item_id"))
-    sequences = sequences_by_first_appearance(
-        ids["user_id"],
-        {name: column[known] for name, column in values.items()},
-        time_order.tie_keys(user_hashes, item_hashes),
-    )
+    tie_keys = None
+    if time_order.ties == "random":
+        tie_keys = time_order.tie_keys(*(hash_of(words_of(ids[name].chunk(0))) for name in ("user_id", "item_id")))
+    known_values = {name: column[known] for name, column in values.items()}
+    sequences = sequences_by_first_appearance(ids["user_id"], known_values, tie_keys)
     return sequences, replace(time_order, units_per_second=units_per_second), rejected
 
 

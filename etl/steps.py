@@ -125,7 +125,7 @@ class Build:
         paths = files.find(plan.source_folder)
         bits = by_user.partition_bits(files.expected_rows(paths))
         bad, rejected, blocks, rows = BadRows(plan.max_bad_rows), Counter[str](), [], 0
-        arguments = (files, self._finished("metadata").folder, bits, plan.time_order(files))
+        arguments = (files, self._finished("metadata").folder, bits, plan.time_order)
         for path, result in self._runner.run_blocks(
             step, "block-", files, paths, by_user.partition_block, arguments, bad
         ):
@@ -187,7 +187,7 @@ class Build:
             "trained_tokenizer": plan.tokenizer_from is None,
             "seed": plan.seed,
         }
-        order, rejected = plan.time_order(plan.interactions), ratings.report.rejected
+        order, rejected = plan.time_order, ratings.report.rejected
         about = datasets.Provenance(self._model(), parameters, self._keys.inputs, rejected, order)
         every_item = (
             np.sort(IdTable.load(self._finished("metadata").folder).rows)
@@ -213,13 +213,12 @@ class Build:
 
     def _downstream(self) -> StepReport:
         plan, texts, table = self._plan, self._catalog(), self._finished("metadata").folder
-        tasks, bad, rows_in = [], BadRows(plan.max_bad_rows), 0
+        order, tasks, bad, rows_in = plan.time_order, [], BadRows(plan.max_bad_rows), 0
         for name, files in plan.domains.items():
             before, paths = Counter(bad.counts), files.find(plan.source_folder)
             rows_in += _check_log(files, paths, bad)
             parameters = {"pipeline": plan.name, "drop_without_metadata": plan.drop_without_metadata}
             inputs = [*self._keys.items, *self._keys.domains[name]]
-            order = plan.time_order(files)
             about = datasets.Provenance(self._model(), parameters, inputs, dict(bad.counts - before), order)
             folder = plan.output_folder / f"{plan.name}-{name}"
             arguments = (folder, files, paths, texts, table, plan.drop_without_metadata, about)

@@ -12,8 +12,8 @@ import pyarrow as pa
 from etl.raw import values
 from etl.raw.bad_rows import BadRow
 from etl.raw.files import find_files, kind_of
-from etl.raw.table_blocks import Block, RawRows, read_block, table_blocks
-from etl.raw.values import NANOSECONDS, UNITS_PER_SECOND
+from etl.raw.table_blocks import Block, leave_out, read_block, table_blocks
+from etl.raw.values import UNITS_PER_SECOND
 from seqrec_jax.errors import InputError
 
 _BYTES_PER_ROW = {
@@ -74,11 +74,6 @@ class InteractionFiles:
             raise InputError(f"Gin binding InteractionFiles.unit = {self.unit!r}: must be one of s, ms, us, ns, iso")
 
     @property
-    def units_per_second(self) -> int:
-        """What the times of `Rows` count in a second."""
-        return NANOSECONDS
-
-    @property
     def columns(self) -> list[str]:
         """Names of the columns to read: user, item, timestamp, and rating where there is one."""
         return [self.user, self.item, self.timestamp, *([self.rating] if self.rating else [])]
@@ -112,7 +107,7 @@ def read_rows(block: Block, files: InteractionFiles) -> tuple[Rows, list[BadRow]
         return f"{block.path}: column {column!r}"
 
     times, no_time = values.times(table[files.timestamp], files.unit, where(files.timestamp))
-    outside = ~no_time & ((times < values.FIRST_SECOND * NANOSECONDS) | (times >= values.END_SECOND * NANOSECONDS))
+    outside = ~no_time & (times < 0)
     users, no_user = values.ids(table[files.user], "user id", where(files.user))
     items, no_item = values.ids(table[files.item], "item id", where(files.item))
     faults = {
@@ -127,18 +122,6 @@ def read_rows(block: Block, files: InteractionFiles) -> tuple[Rows, list[BadRow]
     good, bad = leave_out(raw, faults)
     rows = Rows(users, items, times, ratings)
     return rows if good.all() else _only(rows, good), sorted(raw.bad + bad), raw.n_lines
-
-
-def leave_out(raw: RawRows, faults: values.Faults) -> tuple[np.ndarray, list[BadRow]]:
-    """Which rows are good, [n] bool, and the others, each with the first of its faults."""
-    good, bad = np.ones(raw.table.num_rows, bool), []
-    for reason, fault in faults.items():
-        if fault.any():
-            for row in map(int, np.flatnonzero(fault & good)):
-                text = ",".join(values.shown(column, row) for column in raw.table.columns)
-                bad.append(BadRow.of(raw.line_of(row), reason, text))
-            good &= ~fault
-    return good, bad
 
 
 def _only(rows: Rows, good: np.ndarray) -> Rows:

@@ -12,9 +12,8 @@ import pyarrow.compute as pc
 from etl.raw import values
 from etl.raw.bad_rows import BadRow
 from etl.raw.files import find_files
-from etl.raw.interaction_files import leave_out
 from etl.raw.json_lines import as_id, as_text, read_objects, text_array
-from etl.raw.table_blocks import Block, RawRows, read_block, table_blocks
+from etl.raw.table_blocks import Block, RawRows, leave_out, read_block, table_blocks
 from etl.raw.text_blocks import TextBlock
 from seqrec_jax.errors import InputError
 

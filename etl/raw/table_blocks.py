@@ -13,6 +13,7 @@ from etl.raw.files import kind_of
 from etl.raw.json_lines import as_id, as_text, read_objects, text_array
 from etl.raw.parquet_blocks import ParquetBlock, parquet_blocks
 from etl.raw.text_blocks import TextBlock, text_blocks
+from etl.raw.values import Faults, shown
 from seqrec_jax.errors import InputError
 
 Block = TextBlock | CsvBlock | ParquetBlock
@@ -37,6 +38,18 @@ class RawRows(NamedTuple):
     def line_of(self, row: int) -> int:
         """A row's line in the block, counted from 1."""
         return 1 + int(row if self.lines is None else self.lines[row])
+
+
+def leave_out(raw: RawRows, faults: Faults) -> tuple[np.ndarray, list[BadRow]]:
+    """Which rows are good, [n] bool, and the others, each with the first of its faults."""
+    good, bad = np.ones(raw.table.num_rows, bool), []
+    for reason, fault in faults.items():
+        if fault.any():
+            for row in map(int, np.flatnonzero(fault & good)):
+                text = ",".join(shown(column, row) for column in raw.table.columns)
+                bad.append(BadRow.of(raw.line_of(row), reason, text))
+            good &= ~fault
+    return good, bad
 
 
 def table_blocks(path: Path, columns: Sequence[str], header: Sequence[str] | None, block_bytes: int) -> Iterator[Block]:
