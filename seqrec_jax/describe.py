@@ -24,10 +24,15 @@ _JOINERS = "\u200c\u200d"
 _NUMBERS = {int: numbers.Integral, float: numbers.Real}
 
 
+def _is_finite(value: Any) -> bool:
+    """Whether a setting is neither NaN nor infinite; whole numbers may be too large for `math.isfinite`."""
+    return not isinstance(value, float | np.floating) or math.isfinite(value)
+
+
 def fits(value: Any, hint: Any, stand_in: type | tuple[()] = ()) -> bool:
     """Whether a setting is of an annotated type; a `stand_in` is, and whatever `isinstance` cannot tell.
 
-    A number that is infinite or none is of no type.
+    NaN and infinity fit no type.
     """
     kind, members = typing.get_origin(hint) or hint, typing.get_args(hint)
     if kind in (types.UnionType, typing.Union):
@@ -40,7 +45,7 @@ def fits(value: Any, hint: Any, stand_in: type | tuple[()] = ()) -> bool:
         return isinstance(value, Mapping) and all(fits(element, members[1], stand_in) for element in value.values())
     if kind not in _NUMBERS:
         return isinstance(value, kind)
-    return isinstance(value, _NUMBERS[kind]) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, _NUMBERS[kind]) and not isinstance(value, bool) and _is_finite(value)
 
 
 def type_name(hint: Any) -> str:
@@ -50,8 +55,8 @@ def type_name(hint: Any) -> str:
 
 
 def misfit(value: Any, hint: Any) -> str:
-    """What a message says of a setting that does not fit: `is no int`, or `is not finite` of a number that is none."""
-    if isinstance(value, numbers.Real) and not math.isfinite(value):
+    """What a message says of a setting that does not fit: `is no int`, or `is not finite` of NaN and infinity."""
+    if not _is_finite(value):
         return "is not finite"
     return f"is no {type_name(hint)}"
 

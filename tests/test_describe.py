@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import seqrec_jax as sr
-from seqrec_jax.describe import describe, fits, identity_of, shown
+from seqrec_jax.describe import describe, fits, identity_of, misfit, shown
 
 
 def test_functions_are_their_names_and_all_of_their_settings():
@@ -38,7 +38,7 @@ def test_numbers_paths_and_lists():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("-inf")])
-def test_a_number_that_is_none_is_of_no_type(value):
+def test_nan_and_infinity_fit_no_type(value):
     assert not fits(value, float)
     assert not fits((1.0, value), tuple[float, ...])
     with pytest.raises(sr.InputError, match=r"TrainConfig\.learning_rate = .*(nan|inf).* is not finite"):
@@ -67,3 +67,8 @@ def test_the_identity_of_a_configuration_is_that_of_its_values():
     assert (
         identity_of({"a": 1, "b": [1, 2]}) == identity_of({"b": [1, 2], "a": 1}) != identity_of({"a": 1, "b": [2, 1]})
     )
+
+
+def test_a_whole_number_may_be_of_any_size():
+    assert fits(10**400, int)
+    assert misfit(10**400, str) == "is no str"

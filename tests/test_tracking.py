@@ -145,6 +145,9 @@ def test_a_deleted_experiment_is_named_with_what_to_do(store, tmp_path, caplog):
     store.experiment = SimpleNamespace(experiment_id="1", lifecycle_stage="deleted")
     tracker = Tracker(Tracking("http://one", experiment="shop"))
     tracker.start(tmp_path)
+    started = time.monotonic()
+    assert tracker.run_id(20) is None  # the thread has ended
+    assert time.monotonic() - started < 10
     tracker.close("FINISHED")
     assert "experiment 'shop' was deleted: restore it, or bind Tracker.experiment to another" in caplog.text
     assert "running the same command again" not in caplog.text

@@ -72,7 +72,9 @@ class Tracker:
     def run_id(self, timeout: float) -> str | None:
         """The run's id; the first call waits up to `timeout` seconds for it. None where it is not known."""
         until, self._waited = time.monotonic() + (0 if self._waited else timeout), True
-        while self._thread is not None and not self._sent["run_id"] and time.monotonic() < until:
+        while (thread := self._thread) is not None and thread.is_alive() and not self._sent["run_id"]:
+            if time.monotonic() >= until:
+                break
             self._wake.set()
             time.sleep(0.1)
         return self._sent.get("run_id")
