@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from seqrec_jax.errors import InputError
+from seqrec_jax.model import parameters
 from seqrec_jax.model.recommender import Recommender
 from seqrec_jax.model.spec import Architecture
 
@@ -64,8 +65,9 @@ def test_a_dataset_that_does_not_fit_is_refused(corpus, shop):
             model.replace(spec=dataclasses.replace(model.spec, **wrong)).check(shop)
 
 
-@pytest.mark.parametrize("broken", [np.nan, np.inf])
-def test_parameters_that_are_not_finite_are_named(corpus, shop, broken):
+@pytest.mark.parametrize(("broken", "large"), [(np.nan, 1), (np.inf, 1 << 20)])
+def test_parameters_that_are_not_finite_are_named(corpus, shop, monkeypatch, broken, large):
+    monkeypatch.setattr(parameters, "LARGE", large)  # one array is tested on its device, the other on the host
     model = Recommender.create(corpus, SMALL)
     params = model.params | {"norm/bias": model.params["norm/bias"].at[2].set(broken)}
     other = model.replace(params=params)

@@ -76,7 +76,8 @@ class Index:
     What it computes is compiled once for a few sizes: histories are padded to a few widths, batches to 1, 8 or 64, and
     the catalog to a power of two, so that new items compile nothing.
 
-    An InputError where the dataset was not made with the model's tokenizer, or the model has rows for another catalog.
+    An InputError where the dataset was not made with the model's tokenizer, the model has rows for another catalog, or
+    parameters or embeddings are not finite.
 
     Attributes:
         model: The recommender.

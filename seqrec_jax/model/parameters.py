@@ -4,10 +4,13 @@ import hashlib
 from collections.abc import Collection, Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from seqrec_jax.errors import InputError
+
+LARGE = 1 << 20  # elements of an array from which on a copy to the host takes longer than compiling for its shape
 
 Params = dict[str, jax.Array]
 """Arrays under names such as `blocks/0/attention/query/kernel`; the one form that parameters have outside of a jitted
@@ -36,10 +39,17 @@ def sha256(params: Params) -> str:
     return digest.hexdigest()
 
 
+@jax.jit
+def _all_finite(array: jax.Array) -> jax.Array:
+    return jnp.isfinite(array).all()
+
+
 def check_finite(params: Mapping[str, jax.Array | np.ndarray]) -> None:
     """Refuses, by an InputError, parameters that hold what is infinite or no number."""
+    large = {name: _all_finite(array) for name, array in params.items() if array.size >= LARGE}
+    finite = {name for name, flag in jax.device_get(large).items() if flag}
     for name, array in params.items():
-        if n := int((~np.isfinite(np.asarray(array))).sum()):
+        if name not in finite and (n := int((~np.isfinite(np.asarray(array))).sum())):
             raise InputError(
                 f"parameter {name} holds {n:,} values of {array.size:,} that are not finite: its training diverged, or "
                 "it was damaged; train again with a lower learning rate, or take another checkpoint"

@@ -11,7 +11,7 @@ from flax import nnx
 
 
 def is_among(rows: jax.Array, items: jax.Array) -> jax.Array:
-    """Which of `items` are in the row of their target, each in ascending order: [targets, m], [targets, n] -> bool."""
+    """Which items [targets, n] are in the row [targets, m] of their target, which is ascending: [targets, n] bool."""
     at = jax.vmap(jnp.searchsorted)(rows, items).clip(max=rows.shape[1] - 1)
     return jnp.take_along_axis(rows, at, axis=1) == items
 
