@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from seqrec_jax.studies.tables import rows_table
+from seqrec_jax.studies.tables import forecast_table, rows_table
 from seqrec_jax.tasks.tables import on_test, plain, recommendations_table, results_table, slices_table
 
 HOSTILE = {
@@ -45,9 +45,34 @@ def test_a_long_text_is_cut_to_a_line():
 def test_a_title_tells_the_order_of_ties_of_each_dataset():
     beauty = {"order": "file", "neighbours": 77, "of": 176}
     random = {"order": "random", "seed": 7, "neighbours": 1, "of": 3}
-    assert on_test({"beauty": beauty}) == "Results on test (ties: as in the file, 44 % of neighbours)"
+    assert on_test({"beauty": beauty}) == "Results on test (interactions at equal times, 44 %: in file order)"
     assert on_test({"beauty": beauty, "shop": random}) == (
-        "Results on test (ties: beauty as in the file, 44 % of neighbours; shop in random order, 33 % of neighbours)"
+        "Results on test (interactions at equal times, beauty 44 %: in file order; shop 33 %: in random order)"
     )
     one_each = {"order": "file", "neighbours": 0, "of": 0}
-    assert on_test({"shop": one_each}) == "Results on test (ties: as in the file, 0 % of neighbours)"
+    assert on_test({"shop": one_each}) == "Results on test (interactions at equal times, 0 %: in file order)"
+
+
+def test_a_forecast_has_columns_of_the_joint_law_where_there_is_one():
+    of = {"metric": 0.05, "low": 0.04, "high": 0.06}
+    joint = {"metric": 0.044, "low": 0.043, "high": 0.045}
+    came = {"best": 0.04, "end": 0.04, "frontier_error": 0.25, "joint_error": 0.1}
+    rows = [
+        {"run": "wide", "compute": 1e12, "frontier": of, "joint": joint, **came},
+        {"run": "wider", "compute": 2e12, "frontier": of, "joint": joint, "best": None, "end": None},
+    ]
+    forecast = {"metric": "valid/ndcg_at_10", "made": "2020", "runs": 12, "law": "power", "law_error": 0.05,
+                "joint_law_error": 0.02, "forecasts": rows}  # fmt: skip
+    table = forecast_table(forecast)
+    assert {str(column.header): list(map(str, column.cells)) for column in table.columns} == {
+        "run": ["wide", "wider"],
+        "compute": ["1e+12", "2e+12"],
+        "best, by power (± 5.0%)": ["0.0500 (0.0400 to 0.0600)"] * 2,
+        "came": ["0.04", "–"],
+        "error": ["+25.0%", "–"],
+        "end, by the joint law (± 2.0%)": ["0.0440 (0.0430 to 0.0450)"] * 2,
+        "came ": ["0.04", "–"],
+        "error ": ["+10.0%", "–"],
+    }
+    alone = forecast_table(forecast | {"forecasts": [row | {"joint": None} for row in rows]})
+    assert [column.header for column in alone.columns] == [column.header for column in table.columns[:5]]

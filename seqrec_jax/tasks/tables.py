@@ -31,13 +31,12 @@ def plain(text: str) -> Text:
 
 
 def on_test(ties: Mapping[str, Mapping[str, Any]]) -> str:
-    """A title: results on test, and the order of each dataset's ties in time, as Corpus.summary has them."""
+    """A title: results on test, and how each dataset orders interactions at equal times, as Corpus.summary has it."""
     texts = []
     for name, of in ties.items():
-        order = {"file": "as in the file", "random": "in random order"}[of["order"]]
         share = 100 * of["neighbours"] / max(1, of["of"])
-        texts.append(f"{name} " * (len(ties) > 1) + f"{order}, {share:.0f} % of neighbours")
-    return f"Results on test (ties: {'; '.join(texts)})"
+        texts.append(f"{name} " * (len(ties) > 1) + f"{share:.0f} %: in {of['order']} order")
+    return f"Results on test (interactions at equal times, {'; '.join(texts)})"
 
 
 def results_table(
