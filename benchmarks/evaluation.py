@@ -87,6 +87,7 @@ def rank(folder: str, args: argparse.Namespace) -> dict[str, float]:
         started = time.perf_counter()
         ranker.ranks(params, features)
     seconds = time.perf_counter() - started
+    rates = {"targets_per_second": n_targets / seconds, "scores_per_second": n_targets * data.n_items / seconds}
     return {
         "users": data.n_users,
         "targets": n_targets,
@@ -94,10 +95,8 @@ def rank(folder: str, args: argparse.Namespace) -> dict[str, float]:
         "interactions": data.n_interactions,
         "hidden": args.hidden,
         "seconds": seconds,
-        "targets_per_second": n_targets / seconds,
-        "scores_per_second": n_targets * data.n_items / seconds,
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
-    }
+    } | ({} if args.whole else rates)
 
 
 def main() -> None:
@@ -119,11 +118,13 @@ def main() -> None:
         maker.start()
         maker.join()
         figures = rank(dataset, args)
+    rates = ""
+    if not args.whole:
+        rates = f"{figures['targets_per_second']:,.0f} targets/s, {figures['scores_per_second']:.2e} scores/s, "
     print(
         f"{figures['users']:,} users x {figures['items']:,} items, hidden size {args.hidden}, {args.mode}, "
         f"{figures['targets']:,} test targets: {figures['seconds']:.0f} s with the compilation, "
-        f"{figures['targets_per_second']:,.0f} targets/s, "
-        f"{figures['scores_per_second']:.2e} scores/s, peak memory {figures['peak_gb']:.2f} GB"
+        f"{rates}peak memory {figures['peak_gb']:.2f} GB"
     )
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2) + "\n")

@@ -47,7 +47,11 @@ def test_a_large_catalog_trains_with_every_proposal(tmp_path):
 
 @pytest.mark.slow
 def test_every_user_of_a_made_up_log_is_ranked(tmp_path):
-    assert figures_of(tmp_path, "evaluation.py", "--users", "2000", "--items", "500")["users"] == 2000
+    figures = figures_of(tmp_path, "evaluation.py", "--users", "2000", "--items", "500")
+    assert figures["users"] == 2000
+    assert figures["targets_per_second"] > 0
+    whole = figures_of(tmp_path, "evaluation.py", "--users", "500", "--items", "200", "--whole")
+    assert set(figures) - set(whole) == {"targets_per_second", "scores_per_second"}
 
 
 @pytest.mark.slow
