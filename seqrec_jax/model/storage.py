@@ -27,8 +27,8 @@ from seqrec_jax.model.terms import TERMS
 from seqrec_jax.runs.folder import CHECKPOINTS, CONFIG
 
 CHECKSUMS = "checksums.json"
-STATISTICS = {term.name: term for term in TERMS if term.statistic is not None}
-BESIDE = (TOKENIZER, *(f"{name}.npz" for name in STATISTICS))  # what a checkpoint needs beside `checkpoints`
+STATISTICS = {term: term.statistic for term in TERMS if term.statistic is not None}
+BESIDE = (TOKENIZER, *(f"{term.name}.npz" for term in STATISTICS))  # what a checkpoint needs beside `checkpoints`
 ORBAX_ERRORS = (ValueError, KeyError, TypeError, AttributeError, OSError)
 SECONDS_BETWEEN_TRIES = 0.1
 
@@ -166,8 +166,8 @@ def _load(run_dir: Path) -> Recommender:
             params = reader.restore((place / "params").resolve(), wanted)
         check_finite(params)
         statistics = {
-            name: term.statistic.read(run_dir / f"{name}.npz")
-            for name, term in STATISTICS.items() if term.is_in(spec.architecture)
+            term.name: statistic.read(run_dir / f"{term.name}.npz")
+            for term, statistic in STATISTICS.items() if term.is_in(spec.architecture)
         }  # fmt: skip
         tokenizer = run_dir / TOKENIZER
         tokens = tokenizer.read_bytes() if tokenizer.exists() else b""

@@ -103,7 +103,7 @@ class Run:
 
     def recorded(self, name: str) -> Any:
         """What the run that the folder holds was begun with under a dotted name; None where it will not go on."""
-        value = {} if self.settings.overwrite else self._config() or {}
+        value: Any = {} if self.settings.overwrite else self._config()
         for key in name.split("."):
             value = (value or {}).get(key)
         return value
@@ -114,9 +114,9 @@ class Run:
         It is JSON, objects such as `TrainConfig` by name. An InputError names each difference. Returns the results of a
         run that had finished, with whatever MLflow lacked of it sent; None where there is work to do.
         """
-        config = json.loads(json.dumps(config))
-        self.identity = identity_of(config)
-        raise_on_all_hosts(self._compare(config) if self.first else None)
+        plain = json.loads(json.dumps(config))
+        self.identity = identity_of(plain)
+        raise_on_all_hosts(self._compare(plain) if self.first else None)
         if self.first:
             self.metrics = MetricsLog(self.path / METRICS)
             self.tracker.start(self.path)

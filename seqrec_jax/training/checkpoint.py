@@ -58,7 +58,7 @@ def _mend_orbax() -> None:
             sys.__unraisablehook__(unraisable)
 
     sys.unraisablehook = hook
-    tensorstore.experimental_collect_matching_metrics = lambda prefix: []
+    tensorstore.experimental_collect_matching_metrics = lambda *_: []  # type: ignore[assignment, misc]
     std_logging.getLogger("asyncio").setLevel(std_logging.CRITICAL)
 
 
