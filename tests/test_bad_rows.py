@@ -29,4 +29,4 @@ def test_too_many_end_a_long_file_before_its_end():
 
 def test_a_rows_text_is_cut_and_shown_whatever_its_bytes():
     assert BadRow.of(1, "odd", b"caf\xe9\r\n").text == "caf\\xe9"
-    assert BadRow.of(1, "odd", "x" * 200).text == "x" * 120 + "..."
+    assert BadRow.of(1, "odd", "x" * 200).text == "x" * 119 + "…"

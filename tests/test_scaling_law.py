@@ -63,12 +63,12 @@ def test_a_joint_law_that_forecasts_as_well_plans(tmp_path, caplog):
     assert plan["forecast_error"] <= chosen["forecast_error"]
     assert plan["metric"] == pytest.approx(results["predictions"][0]["metric"], rel=0.05)
     assert "What to train" in (tmp_path / "law" / "scaling_law.html").read_text()
-    assert [table.title for table in scaling_law_tables(results)][-1] == "What to train"
+    assert [str(table.title) for table in scaling_law_tables(results)][-1] == "What to train"
     assert "no plan" not in caplog.text
 
 
 def test_the_tables_of_the_terminal(analysis):
-    titles = [table.title for table in scaling_law_tables(analysis[1])]
+    titles = [str(table.title) for table in scaling_law_tables(analysis[1])]
     assert titles == [
         "Laws over compute", "Predictions", "What doubling does, all else equal", "Joint laws",
     ]  # fmt: skip

@@ -137,4 +137,7 @@ def _write(run: Run, model: Recommender, results: dict[str, Any]) -> None:
     storage.save(run.path, model, max(1, results["train"]["steps"]), run.identity)
     run.finish(results)
     if run.first:
-        run.remove(PHASES)
+        try:
+            run.remove(PHASES)
+        except InputError as error:
+            logging.warning("%s", error)

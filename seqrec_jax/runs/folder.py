@@ -17,7 +17,7 @@ _NAMES = (
     "phase.json", "scaling_law.json", "scaling_law.html", "scaling_law.png",
 )  # fmt: skip
 _OF_CHECKPOINT = re.compile(
-    r"\d+(\.orbax-checkpoint-tmp[^/]*)?/(checksums\.json|_.+|(params|training|progress|model)/.+)"
+    r"\d+(\.orbax-checkpoint-tmp[^/]*)?/(checksums\.json|commit_success\.txt|_.+|(params|training|progress|model)/.+)"
 )
 
 
