@@ -255,6 +255,7 @@ def test_texts_are_kept_as_they_are_and_tokenized(etl, raw, tmp_path):
     assert dataset.features == ("title", "brand")
 
 
+@pytest.mark.slow
 def test_domains_keep_items_without_metadata_unless_they_are_dropped(etl, raw, tmp_path):
     assert etl(raw).returncode == 0
     beauty = histories(tmp_path / "out" / "amazon-beauty")
@@ -315,7 +316,7 @@ def test_samples_are_nested_and_of_the_size_to_expect(undisturbed):
     )
 
 
-@pytest.mark.parametrize("processes", ["1", "7"])
+@pytest.mark.parametrize("processes", [pytest.param("1", marks=pytest.mark.slow), "7"])
 def test_the_bytes_do_not_depend_on_the_processes(amazon_files, undisturbed, tmp_path, processes, monkeypatch):
     done = subprocess.run(
         command(amazon_files, tmp_path, PROCESSES=processes, MEMORY_LIMIT="'8GB'"), capture_output=True, text=True
@@ -324,6 +325,7 @@ def test_the_bytes_do_not_depend_on_the_processes(amazon_files, undisturbed, tmp
     assert datasets_of(tmp_path) == datasets_of(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_dask_cluster_makes_the_same_bytes(amazon_files, undisturbed, tmp_path):
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
@@ -360,6 +362,7 @@ def test_thirty_kills_end_in_the_same_bytes(amazon_files, undisturbed, tmp_path)
     assert datasets_of(tmp_path) == datasets_of(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_changed_binding_redoes_what_depends_on_it_and_nothing_else(etl, raw, tmp_path):
     assert etl(raw).returncode == 0
     before = datasets_of(tmp_path / "out")
@@ -380,6 +383,7 @@ def test_a_changed_binding_redoes_what_depends_on_it_and_nothing_else(etl, raw, 
     assert datasets_of(tmp_path / "out")["amazon-10/tokenizer.model"] != before["amazon-10/tokenizer.model"]
 
 
+@pytest.mark.slow
 def test_a_dataset_that_was_removed_is_made_again(etl, raw, tmp_path):
     assert etl(raw).returncode == 0
     before = datasets_of(tmp_path / "out")
@@ -401,6 +405,7 @@ def test_missing_intermediate_files_are_named_with_what_to_do(etl, raw, tmp_path
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_steps_can_be_run_one_by_one(etl, raw, tmp_path):
     wrong = etl(raw, "stepwise", step="tokenize")
     assert wrong.returncode == 2

@@ -220,6 +220,7 @@ def test_settings_out_of_range_are_refused(settings, message):
         FinetuneConfig(**settings)
 
 
+@pytest.mark.slow
 def test_one_user_is_enough(pretrained, market, tmp_path):
     raw = tmp_path / "raw"
     raw.mkdir()

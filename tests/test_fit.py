@@ -92,6 +92,7 @@ def test_the_fitted_model_is_the_one_in_the_folder_and_evaluates_alike(finished,
     assert report["baselines"]["popularity"] == finished.results["baselines"]["popularity"]
 
 
+@pytest.mark.slow
 def test_a_run_repeats_bit_for_bit_and_the_seed_matters(finished, shop_folder, tmp_path):
     again = run(shop_folder, tmp_path / "again").results
     assert again["params_sha256"] == finished.results["params_sha256"]
@@ -141,11 +142,11 @@ def test_mlflow_holds_the_references_names(finished):
     "settings",
     [
         {"loss": full_softmax},
-        {"loss": bpr, "proposal": uniform},
-        {"loss_positions": "last"},
+        pytest.param({"loss": bpr, "proposal": uniform}, marks=pytest.mark.slow),
+        pytest.param({"loss_positions": "last"}, marks=pytest.mark.slow),
         {"accumulation_steps": 2, "rematerialize": True, "compute_dtype": "bfloat16"},
-        {"proposal": co_counts},
-        {"proposal": similarity},
+        pytest.param({"proposal": co_counts}, marks=pytest.mark.slow),
+        pytest.param({"proposal": similarity}, marks=pytest.mark.slow),
         {"proposal": NEIGHBOURS},
     ],
     ids=["full_softmax", "bpr", "last", "parts", "co_counts", "similarity", "knn"],
@@ -180,6 +181,7 @@ def test_points_around_the_target_train_but_tell_no_items_apart(shop_folder, tmp
 
 
 @pytest.mark.parametrize("encoder", ["id", "text_and_id"])
+@pytest.mark.slow
 def test_models_with_a_row_for_each_item(shop_folder, tmp_path, encoder):
     fitted = run(shop_folder, tmp_path / "run", {"item_encoder": encoder, "id_dropout": 0.2})
     results = fitted.results
@@ -234,6 +236,7 @@ def test_a_run_needs_a_folder_and_a_dataset_that_fits(finished, shop_files, shop
         fit(finished.model, Corpus(tmp_path / "other"), CONFIG, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_training_stops_early(shop_folder, tmp_path):
     train = run(
         shop_folder, tmp_path / "run", epochs=60, eval_every=1, stopping_step=2, valid_metric="mrr_at_5"

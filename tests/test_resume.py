@@ -154,7 +154,9 @@ def damage(run_dir: Path, how: str) -> str:
     return latest.name
 
 
-@pytest.mark.parametrize("how", ["truncated", "emptied", "flipped"])
+@pytest.mark.parametrize(
+    "how", ["truncated", *(pytest.param(of, marks=pytest.mark.slow) for of in ("emptied", "flipped"))]
+)
 def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_used(shop_folder, undisturbed, stopped, how, caplog):
     latest = damage(stopped, how)
     run(shop_folder, stopped)
@@ -169,7 +171,9 @@ def best_of(run_dir: Path) -> int:
     return json.loads((latest / "progress" / "metadata").read_text())["best_step"]
 
 
-@pytest.mark.parametrize("how", ["flipped", "missing", "checksums", "unlisted"])
+@pytest.mark.parametrize(
+    "how", ["flipped", *(pytest.param(of, marks=pytest.mark.slow) for of in ("missing", "checksums", "unlisted"))]
+)
 def test_a_damaged_best_checkpoint_is_named_and_made_again(shop_folder, undisturbed, stopped, how, caplog):
     best = best_of(stopped)
     place = stopped / "checkpoints" / str(best)
@@ -220,6 +224,7 @@ def test_a_checkpoint_that_cannot_be_read_back_ends_the_run(shop_folder, tmp_pat
         run(shop_folder, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_without_any_whole_checkpoint_starts_again(shop_folder, undisturbed, stopped):
     for folder in (stopped / "checkpoints").iterdir():
         (folder / "checksums.json").unlink()
@@ -285,6 +290,7 @@ def send(shop_folder, run_dir: Path, number: int) -> None:
     assert "Traceback" not in printed
 
 
+@pytest.mark.slow
 def test_a_signal_writes_a_checkpoint_and_the_run_goes_on(shop_folder, undisturbed, tmp_path):
     send(shop_folder, tmp_path / "run", signal.SIGTERM)
     run(shop_folder, tmp_path / "run")
@@ -299,6 +305,7 @@ def test_five_signals(shop_folder, undisturbed, tmp_path):
     assert outcome(tmp_path / "run") == outcome(undisturbed)
 
 
+@pytest.mark.slow
 def test_max_hours_ends_in_good_order(shop_folder, undisturbed, tmp_path):
     for step in (1, 2):
         with pytest.raises(Interrupted, match=f"stopped by MAX_HOURS = 1e-09 after step {step}; ") as stopped:
@@ -332,6 +339,7 @@ def test_two_processes_do_not_share_a_folder(shop_folder, stopped):
         run(shop_folder, stopped)
 
 
+@pytest.mark.slow
 def test_a_run_of_another_dataset_is_refused_and_one_that_has_moved_is_not(
     shop_folder, shop_files, undisturbed, stopped, tmp_path
 ):
@@ -345,6 +353,7 @@ def test_a_run_of_another_dataset_is_refused_and_one_that_has_moved_is_not(
     assert outcome(stopped) == outcome(undisturbed)
 
 
+@pytest.mark.slow
 def test_nothing_moves_between_host_and_devices_unseen(shop_folder, tmp_path, monkeypatch):
     from seqrec_jax.training.loop import Trainer
 

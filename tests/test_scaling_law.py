@@ -145,6 +145,7 @@ def test_a_training_runs_folder_is_refused(database, tmp_path):
     assert not (tmp_path / "run" / "scaling_law.json").exists()
 
 
+@pytest.mark.slow
 def test_the_command(database, run_module):
     done = run_module(
         "seqrec_jax.main", "gin/scaling_law.gin", RUNS=f"'{database}'", RUN_DIR="'law'", BUDGETS="[1e16]", DRAWS="20",

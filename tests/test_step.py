@@ -179,6 +179,7 @@ def test_the_number_of_devices_changes_nothing_but_rounding(setting):
         assert {piece.data.shape[1] for piece in table.addressable_shards} == {16 // mesh_shape[1]}
 
 
+@pytest.mark.slow
 def test_item_rows_and_their_optimizer_state_are_divided_too(setting):
     architecture = dataclasses.replace(ARCHITECTURE, item_encoder="text_and_id", id_dropout=0.3, pooling="max")
     items = {"item_id": jnp.arange(setting[0].n_items + 1, dtype=jnp.int32)}
@@ -208,7 +209,7 @@ def train(setting, steps, n_devices, negatives):
     return [float(value) for value in losses], parameters.sha256(state.params)
 
 
-@pytest.mark.parametrize("negatives", [local, shared])
+@pytest.mark.parametrize("negatives", [local, pytest.param(shared, marks=pytest.mark.slow)])
 def test_training_lowers_the_loss_and_repeats_bit_for_bit(setting, negatives):
     losses, digest = train(setting, 60, 2, negatives)
     assert np.mean(losses[-10:]) < 0.87 * np.mean(losses[:10])
