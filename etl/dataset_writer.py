@@ -22,6 +22,7 @@ from seqrec_jax.data.format import (
     MANIFEST,
     SCHEMA_VERSION,
     TOKENIZER,
+    digest_of,
     read_versioned,
     sha256_of,
 )
@@ -195,5 +196,6 @@ def write_dataset(
         }
         if items_without_text is not None:
             manifest["items_without_text"] = items_without_text
+        manifest["sha256"] = digest_of(json.loads(json.dumps(manifest)))
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
     return manifest

@@ -6,21 +6,20 @@ from pathlib import Path
 
 import gin
 import numpy as np
-import pyarrow as pa
 from absl import logging
 
 from etl import tokenizer
 from etl.raw import atomic_files
 from etl.recbole import MAX_TOKENS, read_items
 from seqrec_jax.data import format
+from seqrec_jax.data.store import open_dataset
 from seqrec_jax.errors import InputError
 
 
 def _columns(source: Path, features: Sequence[str]) -> Iterator[list[str]]:
     """Raw texts of a dataset folder, or of a folder with an `.item` file."""
     if (source / format.MANIFEST).is_file():
-        format.read_manifest(source)
-        table = pa.ipc.open_file(pa.memory_map(str(source / format.ITEMS))).read_all()
+        table = open_dataset(source, verify=True).items_table
         names = [name for name in features if name in table.column_names]
         if not names:
             raise InputError(f"{source}: has none of the text features {', '.join(features)}")

@@ -39,6 +39,9 @@ def fits(value: Any, hint: Any, stand_in: type | tuple[()] = ()) -> bool:
         return any(fits(value, member, stand_in) for member in members)
     if hint is Any or isinstance(value, stand_in) or not isinstance(kind, type):
         return True
+    if kind is tuple and members and members[-1] is not Ellipsis:
+        same = isinstance(value, tuple | list) and len(value) == len(members)
+        return same and all(fits(element, member, stand_in) for element, member in zip(value, members, strict=True))
     if kind in (tuple, Sequence):
         return isinstance(value, tuple | list) and all(fits(element, members[0], stand_in) for element in value)
     if kind is Mapping:

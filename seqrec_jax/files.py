@@ -1,8 +1,10 @@
 """Files that appear whole or not at all, that outlive a power failure, and that are read with suspicion."""
 
-import io
 import json
+import math
 import os
+import re
+import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +15,14 @@ import numpy as np
 
 from seqrec_jax.errors import InputError
 
-_NAMES_AT_MOST = 1000  # arrays of an `.npz`
+JSON_AT_MOST = 1 << 24  # bytes of a file: what they become in memory is up to thirty times as much
+JSON_DEPTH_AT_MOST = 100
+_NAMES_AT_MOST = 10_000  # arrays of an `.npz`
+_NPY = re.compile(
+    rb"\x93NUMPY\x01\x00(?P<length>..)\{'descr': '(?P<dtype>\|[biu]1|[<>][fiu][248]|<U\d{1,6})', "
+    rb"'fortran_order': (?P<fortran_order>True|False), 'shape': \((?P<shape>[\d, ]{0,200})\), \} *\n",
+    re.DOTALL,
+)
 
 
 def check_no_pattern(folder: Path) -> None:
@@ -63,11 +72,28 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def _depth(content: bytes) -> int:
+    """How deep brackets lie in one another; those in texts count as well."""
+    marks = np.frombuffer(content, np.uint8)
+    opening, closing = (np.isin(marks, list(kinds)).astype(np.int8) for kinds in (b"[{", b"]}"))
+    return int(np.cumsum(opening - closing, dtype=np.int32).max(initial=0))
+
+
+def parse_json(content: bytes) -> Any:
+    """What JSON holds; a ValueError where it is none, or too large or deep to be ours."""
+    if len(content) > JSON_AT_MOST or _depth(content) > JSON_DEPTH_AT_MOST:
+        raise ValueError("it is too large, or too deep")
+    return json.loads(content)
+
+
 def read_json(path: Path, remedy: str) -> Any:
-    """What a file of JSON holds; an InputError with the remedy where it is damaged."""
+    """What a file of JSON holds; an InputError with the remedy where it is damaged, or too large or deep to be ours."""
     try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        if not path.is_file():
+            raise ValueError("it is no file")
+        with path.open("rb") as file:
+            return parse_json(file.read(JSON_AT_MOST + 1))
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: is damaged ({error}); {remedy}") from error
 
 
@@ -84,6 +110,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         OSError: It cannot be read.
         ValueError: It is damaged, or of another making: packed, pickled, or of sizes that it does not have.
     """
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no file")
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -92,20 +120,22 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             if any(of.compress_type != zipfile.ZIP_STORED for of in entries):
                 raise ValueError("it is packed")
             return {of.filename.removesuffix(".npy"): _array(archive.read(of)) for of in entries}
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, EOFError, RuntimeError, OverflowError, struct.error) as error:
         raise ValueError(str(error)) from error
 
 
 def _array(content: bytes) -> np.ndarray:
-    """An array of the `.npy` format; a ValueError where it says that it holds more or less than its bytes."""
-    file = io.BytesIO(content)
-    version = np.lib.format.read_magic(file)
-    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in read_header:
-        raise ValueError(f"an array is of version {version}")
-    shape, fortran_order, dtype = read_header[version](file)
-    count = int(np.prod(shape, dtype=object)) if shape else 1
-    if dtype.hasobject or count < 0 or count * dtype.itemsize != len(content) - file.tell():
-        raise ValueError(f"an array of {dtype} {list(shape)} has {len(content) - file.tell()} bytes")
-    array = np.frombuffer(content, dtype, count, file.tell())
-    return array.reshape(shape, order="F" if fortran_order else "C")
+    """An array of the `.npy` format, as NumPy writes it; a ValueError where its bytes are not what its header says.
+
+    NumPy's own reader evaluates the header as Python.
+    """
+    header = _NPY.match(content)
+    if header is None:
+        raise ValueError("it holds what is not an array of numbers or texts")
+    start = 10 + int.from_bytes(header["length"], "little")
+    dtype = np.dtype(header["dtype"].decode())
+    shape = [int(size) for size in header["shape"].split(b",") if size.strip()]
+    if header.end() != start or not dtype.itemsize or math.prod(shape) * dtype.itemsize != len(content) - start:
+        raise ValueError(f"an array of {dtype} {shape} has {len(content) - start} bytes")
+    array = np.frombuffer(content, dtype, math.prod(shape), start)
+    return array.reshape(shape, order="F" if header["fortran_order"] == b"True" else "C")

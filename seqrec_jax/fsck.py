@@ -9,7 +9,7 @@ from seqrec_jax.data.store import open_dataset
 from seqrec_jax.describe import identity_of, shown
 from seqrec_jax.errors import InputError
 from seqrec_jax.files import read_arrays, read_json
-from seqrec_jax.runs.folder import CHECKPOINTS, CONFIG, METRICS, RESULTS, TRACKING
+from seqrec_jax.runs.folder import CHECKPOINTS, CONFIG, METRICS, RESULTS
 from seqrec_jax.runs.metrics_log import damaged_lines
 
 RUNS_WITHIN = ("runs", "trials", "probes", "phases")  # of studies, and of fine-tuning
@@ -22,7 +22,7 @@ def _of_dataset(folder: Path) -> Iterator[str]:
         if wrong := list(format.wrong_files(folder, manifest)):
             yield from wrong
             return
-        _ = open_dataset(folder).checked
+        open_dataset(folder).check_values()
     except InputError as error:
         yield str(error)
 
@@ -32,13 +32,14 @@ def _of_run(folder: Path) -> Iterator[str]:
     from seqrec_jax.model import storage
 
     run = None
-    for name in (CONFIG, RESULTS, TRACKING):
+    for path in sorted(folder.glob("*.json")):
         try:
-            if (folder / name).exists():
-                record = read_json(folder / name, "see the log of the run for what it held")
-                run = identity_of(record) if name == CONFIG else run
+            record = read_json(path, "see the log of the run for what it held")
+            run = identity_of(record) if path.name == CONFIG else run
         except InputError as error:
             yield str(error)
+    for path in sorted(folder.glob("*.npz")):
+        yield from _of_file(path)
     for number in damaged_lines(folder / METRICS):
         yield f"{folder / METRICS}, line {number}: is damaged"
     of_checkpoints = []
@@ -47,14 +48,16 @@ def _of_run(folder: Path) -> Iterator[str]:
         if (wrong := storage.what_is_wrong(place, run)) is not None:
             of_checkpoints.append(f"{place}: {wrong}")
     yield from of_checkpoints
-    if (folder / CHECKPOINTS).exists() and not of_checkpoints and (folder / RESULTS).exists():
+    is_finished = (folder / RESULTS).exists() or not (folder / CONFIG).exists()
+    if (folder / CHECKPOINTS).exists() and not of_checkpoints and is_finished:
         try:
             storage.load(folder)
         except InputError as error:
             yield str(error)
     for within in RUNS_WITHIN:
         for path in sorted((folder / within).glob("*/")):
-            yield from _of_run(path)
+            if not path.is_symlink():  # It may lead round in a circle.
+                yield from _of_run(path)
 
 
 def _of_file(path: Path) -> Iterator[str]:
@@ -75,14 +78,17 @@ def _of_file(path: Path) -> Iterator[str]:
 def problems(path: str | Path) -> Iterator[str]:
     """What is wrong with a dataset, a run, a study, a saved model or a file of arrays: a line each, none if whole."""
     path = Path(path)
-    if path.is_file():
-        yield from _of_file(path)
-    elif (path / format.MANIFEST).exists():
-        yield from _of_dataset(path)
-    elif (path / CONFIG).exists() or (path / CHECKPOINTS).exists():
-        yield from _of_run(path)
-    else:
-        yield f"{path}: is neither a dataset ({format.MANIFEST}) nor a run ({CONFIG}) nor a model ({CHECKPOINTS})"
+    try:
+        if path.is_file():
+            yield from _of_file(path)
+        elif (path / format.MANIFEST).exists():
+            yield from _of_dataset(path)
+        elif (path / CONFIG).exists() or (path / CHECKPOINTS).exists():
+            yield from _of_run(path)
+        else:
+            yield f"{path}: is neither a dataset ({format.MANIFEST}) nor a run ({CONFIG}) nor a model ({CHECKPOINTS})"
+    except OSError as error:
+        yield f"{path}: cannot be read ({error})"
 
 
 def main(paths: Sequence[str]) -> int:

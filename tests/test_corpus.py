@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 import pytest
+from conftest import trusted
 
 import seqrec_jax as sr
 from etl.recbole import convert
@@ -91,7 +92,7 @@ def test_each_dataset_is_split_alone(shop, shop_folder, tmp_path):
 
 
 def test_many_datasets_have_as_many_groups(shop):
-    parts = [dataclasses.replace(shop, folder=shop.folder / str(ordinal)) for ordinal in range(12)]
+    parts = [trusted(dataclasses.replace(shop, folder=shop.folder / str(ordinal))) for ordinal in range(12)]
     corpus = Corpus(parts)
     assert corpus.n_groups == 12
     np.testing.assert_array_equal(np.bincount(corpus.group_ids), [1, *[shop.n_items] * 12])
@@ -262,7 +263,7 @@ def test_a_million_users_are_read_only_when_asked_for(shop):
     large.__dict__["checked"] = large
     splits = []
     started = time.perf_counter()
-    corpus = Corpus(large, split=lambda data: splits.append(data) or leave_one_out(data))
+    corpus = Corpus(trusted(large), split=lambda data: splits.append(data) or leave_one_out(data))
     assert (corpus.data.n_users, corpus.n_groups, splits) == (n_users, 1, [])
     assert len(corpus.division.test.users) == n_users
     assert len(corpus.division.valid.users) == n_users

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import trusted
 
 from seqrec_jax.data.corpus import Corpus
 from seqrec_jax.data.split import Targets, by_ratio, leave_one_out
@@ -130,7 +131,7 @@ def test_of_many_scores_baselines_are_measured_on_a_sample_that_is_named(model, 
 
 
 def test_bad_arguments_are_refused(model, corpus):
-    other = dataclasses.replace(corpus.data, folder=Path("other"))
+    other = trusted(dataclasses.replace(corpus.data, folder=Path("other")))
     few = Corpus(corpus.data, split=lambda data: leave_one_out(data)._replace(test=Targets(*np.zeros((2, 0), int))))
     for arguments, message in (
         ({"draws": 3}, r"evaluate\.draws = 3 is below 100"),

@@ -1,7 +1,10 @@
 """Weights to and from safetensors under the reference's names."""
 
 import dataclasses
+import json
+import os
 
+import ml_dtypes
 import numpy as np
 import pytest
 from conftest import shared_file
@@ -9,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from seqrec_jax.data.corpus import Corpus
 from seqrec_jax.errors import InputError
-from seqrec_jax.model.exchange import TRANSITIONS, export_safetensors, import_safetensors
+from seqrec_jax.model.exchange import METADATA, TRANSITIONS, export_safetensors, import_safetensors
 from seqrec_jax.model.recommender import Recommender
 from seqrec_jax.model.spec import Architecture
 from seqrec_jax.model.torch_names import TOKEN_TABLE, from_torch, to_torch
@@ -121,3 +124,98 @@ def test_unknown_names_are_told():
     known, unknown = from_torch({"LayerNorm.bias": np.zeros(2), "trm_encoder.layer.0.other.weight": np.zeros(2)}, [])
     assert list(known) == ["norm/bias"]
     assert unknown == ["trm_encoder.layer.0.other.weight"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"notes\n", b"", b"SQLite format 3\0" * 9, b"{}" * 99, bytes([9] + [0] * 7) + b"["]
+)
+def test_a_file_that_is_no_weights_is_not_replaced(shop, tmp_path, content):
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"notes\.txt: is no safetensors file, and is not replaced"):
+        export_safetensors(made(shop), path)
+    assert path.read_bytes() == content
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is no safetensors file, and is not replaced"):
+        export_safetensors(made(shop), tmp_path / "pipe")
+    assert sorted(of.name for of in tmp_path.iterdir()) == ["notes.txt", "pipe"]
+
+
+def test_weights_are_replaced_whole(shop, tmp_path):
+    path = tmp_path / "model.safetensors"
+    export_safetensors(made(shop), path)
+    before = path.read_bytes()
+    export_safetensors(made(shop, n_layers=1), path)
+    assert len(load_file(path)) < len(before)
+    assert [of.name for of in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float64])
+def test_floats_of_other_widths_become_float32(shop, tmp_path, kind):
+    model = made(shop)
+    save_file({name: array.astype(kind) for name, array in theirs(model).items()}, tmp_path / "m.safetensors")
+    again = import_safetensors(tmp_path / "m.safetensors", shop, max_tokens=FEATURES)
+    for name, array in arrays_of(model).items():
+        assert again.params[name].dtype == np.float32
+        np.testing.assert_allclose(again.params[name], array.astype(kind).astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.uint8, bool, ml_dtypes.bfloat16])
+def test_numbers_of_other_types_are_refused(shop, tmp_path, kind):
+    arrays = theirs(made(shop))
+    save_file(arrays | {"LayerNorm.bias": arrays["LayerNorm.bias"].astype(kind)}, tmp_path / "m.safetensors")
+    with pytest.raises(InputError, match=r"is no safetensors file that can be read \(LayerNorm.bias is of "):
+        import_safetensors(tmp_path / "m.safetensors", shop, max_tokens=FEATURES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"position_embedding.weight": np.zeros(16, np.float32)}, "an array that is no matrix"),
+        ({f"{TOKEN_TABLE}.0.weight": np.zeros((), np.float32)}, "an array that is no matrix"),
+        ({f"{TOKEN_TABLE}.7.weight": np.zeros((9, 9), np.float32)}, "has 3 token tables"),
+        ({f"trm_encoder.layer.{'9' * 9}.feed_forward.dense_1.bias": np.zeros(3, np.float32)}, "blocks/2/.* is missing"),
+        ({f"trm_encoder.layer.{'9' * 5000}.feed_forward.dense_1.bias": np.zeros(3, np.float32)}, "blocks/2/"),
+        ({"LayerNorm.weight": np.zeros((16, 16), np.float32)}, r"parameter norm/scale has shape \(16, 16\)"),
+    ],
+)  # fmt: skip
+def test_arrays_of_other_shapes_are_refused(shop, tmp_path, changes, words):
+    save_file(theirs(made(shop)) | changes, tmp_path / "m.safetensors")
+    with pytest.raises(InputError, match=words) as refused:
+        import_safetensors(tmp_path / "m.safetensors", shop, max_tokens=FEATURES)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("{", "what it says of itself is damaged"),
+        ("[" * 99_999, "what it says of itself is damaged"),
+        ("\ud800", "is no safetensors file|damaged"),
+        ("null", "was written in version None"),
+        ('{"version": 2}', "what the model says of itself is damaged"),
+        ({"n_layers": 10**9}, "n_layers = 1000000000 is above"),
+        ({"n_layers": 10**5}, "it says that it has 100,000 blocks, and has parameters of 2"),
+        ({"hidden_size": 1 << 18}, "has shape"),
+        ({"max_length": "12"}, "max_length = '12' is no int"),
+    ],
+)
+def test_a_file_that_says_that_it_is_another_model_is_refused(shop, tmp_path, said, words):
+    model = made(shop)
+    record = model.spec.to_json()
+    if isinstance(said, dict):
+        said = json.dumps(record | {"architecture": record["architecture"] | said})
+    path = tmp_path / "m.safetensors"
+    save_file(theirs(model), path, {METADATA: said.encode("utf-8", "replace").decode()})
+    with pytest.raises(InputError, match=words) as refused:
+        import_safetensors(path, shop)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("length", [0, 1, 1 << 20, 1 << 40, (1 << 64) - 1])
+def test_a_header_of_another_length_is_refused(shop, tmp_path, length):
+    path = tmp_path / "m.safetensors"
+    export_safetensors(made(shop), path)
+    path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
+    with pytest.raises(InputError, match="is no safetensors file that can be read"):
+        import_safetensors(path, shop)

@@ -105,3 +105,44 @@ def test_a_flipped_bit_is_seen(tmp_path, place):
     except ValueError:
         return
     np.testing.assert_array_equal(found.get("items", np.arange(100)), np.arange(100))
+
+
+def test_json_that_would_take_all_memory_or_the_stack_is_a_line(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    for content in (b"[" * 101 + b"]" * 101, b'{"a":' * 101 + b"1" + b"}" * 101):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="it is too large, or too deep"):
+            files.read_json(path, "train again")
+    path.write_bytes(b"[" * 100 + b"]" * 100)
+    assert files.read_json(path, "") is not None
+    monkeypatch.setattr(files, "JSON_AT_MOST", 199)
+    with pytest.raises(InputError, match="it is too large, or too deep"):
+        files.read_json(path, "train again")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero"), lambda path: None])
+def test_what_is_no_file_is_not_waited_for(tmp_path, make):
+    make(path := tmp_path / "a.npz")
+    with pytest.raises(InputError, match="it is no file"):
+        files.read_json(path, "train again")
+    with pytest.raises((ValueError, FileNotFoundError), match=r"it is no file|No such file"):
+        files.read_arrays(path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{'descr': '<i8', 'fortran_order': False, 'shape': (" + b"(" * 60_000 + b"), }",
+        b"{'descr': '<i8', 'fortran_order': False, 'shape': (10**8,), }",
+        b"{'descr': [('a', '<i8')], 'fortran_order': False, 'shape': (3,), }",
+        b"{'descr': '<U999999999', 'fortran_order': False, 'shape': (3,), }",
+        b"{'descr': '<U0', 'fortran_order': False, 'shape': (3,), }",
+        b"{'descr': '<i8', 'fortran_order': False, 'shape': (0, 9" + b"9" * 30 + b"), }",
+        b"__import__('os').abort()",
+    ],
+)
+def test_a_header_is_read_and_not_evaluated(tmp_path, header):
+    content = b"\x93NUMPY\x01\x00" + (len(header) % 65_536 + 1).to_bytes(2, "little") + header + b"\n" + bytes(24)
+    npz(tmp_path / "a.npz", {"items.npy": content})
+    with pytest.raises(ValueError, match=r"an array of|too large|maximum|int"):
+        files.read_arrays(tmp_path / "a.npz")

@@ -3,6 +3,9 @@ import gzip
 import hashlib
 import json
 import math
+import pathlib
+import sqlite3
+import tracemalloc
 
 import mlflow
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 from scaling_runs import METRIC, MadeRun, compute_of, params_of, write_database
 
 from seqrec_jax.errors import InputError
+from seqrec_jax.scaling import run_table
 from seqrec_jax.scaling.run_table import configurations_of, read_runs
 
 PARAMS = params_of(64, 2, 100_000, 10)
@@ -132,8 +136,6 @@ def test_a_file_that_is_no_database_is_refused(tmp_path, content, message):
 
 
 def test_a_database_that_is_not_mlflows_or_is_empty_is_refused(tmp_path):
-    import sqlite3
-
     sqlite3.connect(tmp_path / "other.sqlite").execute("CREATE TABLE t (x INT)").connection.commit()
     with pytest.raises(InputError, match="it has no table 'runs'"):
         read_runs(str(tmp_path / "other.sqlite"), METRIC)
@@ -171,3 +173,123 @@ def test_a_folder_of_finished_runs_is_read_like_a_database(tmp_path):
         read_runs(str(tmp_path / "runs"), METRIC)
     with pytest.raises(InputError, match="it holds no run"):
         read_runs(str(tmp_path / "runs" / "a"), METRIC)
+
+
+def altered(path, script):
+    """A database of three runs, changed by a script."""
+    write_database(path, [MadeRun(PARAMS | {"seed": seed}, {5: 0.1, 10: 0.2}) for seed in range(3)])
+    connection = sqlite3.connect(path)
+    connection.executescript(script)
+    connection.commit()
+    connection.close()
+    return str(path)
+
+
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT"
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (f"DROP TABLE params; CREATE VIEW params AS {ENDLESS} i AS run_uuid, i AS key, i AS value FROM n",
+         "it has no table 'params'"),
+        ("DROP TABLE runs; CREATE VIRTUAL TABLE runs USING fts5(run_uuid, name)", "its table 'runs' is computed"),
+        ("ALTER TABLE metrics ADD COLUMN more BLOB AS (zeroblob(1000000000))", "its table 'metrics' is computed"),
+        ("UPDATE metrics SET value = 'many'", "is 'many' at step 5: no number"),
+        ("UPDATE metrics SET value = NULL", "is None at step 5: no number"),
+        ("UPDATE metrics SET value = x'00'", r"is b'\\x00' at step 5: no number"),
+        ("UPDATE metrics SET step = 'first'", "at step 'first': no number"),
+        ("UPDATE metrics SET step = 1.5", "at step 1.5: no number"),
+        ("UPDATE metrics SET is_nan = 'perhaps'", "no number"),
+        ("UPDATE metrics SET value = 9e999", "it has no value of .* that is finite and above 0"),
+        ("UPDATE metrics SET step = -9223372036854775808", "it has no value of .* after an epoch"),
+        ("UPDATE params SET value = NULL", "it has no param n_inters"),
+        ("UPDATE params SET value = x'3132'", "it has no param n_inters"),
+        ("UPDATE params SET value = '1e300'", "it needs a compute that is not finite"),
+        ("UPDATE params SET key = NULL", "it has no param n_inters"),
+        ("UPDATE params SET key = x'ff'", "it has no param n_inters"),
+        ("UPDATE metrics SET run_uuid = NULL", "it has no metric"),
+        ("ALTER TABLE params DROP COLUMN value", "cannot be read as an MLflow database"),
+        ("UPDATE runs SET name = CAST(x'ff' AS TEXT)", "cannot be read as an MLflow database"),
+        ("PRAGMA writable_schema = ON; UPDATE sqlite_master SET rootpage = 10000 WHERE name = 'params'",
+         "cannot be read as an MLflow database"),
+        ("PRAGMA writable_schema = ON; UPDATE sqlite_master SET rootpage = 2", "cannot be read as an MLflow database"),
+        ("PRAGMA writable_schema = ON; UPDATE sqlite_master SET sql = 'CREATE VIEW runs AS SELECT 1' "
+         "WHERE name = 'runs'", "cannot be read as an MLflow database"),
+    ],
+)  # fmt: skip
+def test_a_hostile_database_is_refused(tmp_path, script, words):
+    path = altered(tmp_path / "runs.sqlite", script)
+    for place in (path, packed(path)):
+        with pytest.raises(InputError, match=words) as refused:
+            read_runs(place, METRIC)
+        assert "\n" not in str(refused.value)
+
+
+def packed(path):
+    content = gzip.compress(pathlib.Path(path).read_bytes())
+    pathlib.Path(f"{path}.gz").write_bytes(content)
+    return f"{path}.gz"
+
+
+@pytest.mark.parametrize("kind", ["INTEGER", "TEXT", "BLOB"])
+def test_an_experiment_has_an_id_of_any_type(tmp_path, kind):
+    value = {"INTEGER": "7", "TEXT": "'7; DROP TABLE runs'", "BLOB": "x'00'"}[kind]
+    script = f"""
+        CREATE TABLE experiments (name TEXT, experiment_id {kind});
+        INSERT INTO experiments VALUES ('e', {value}), (NULL, NULL);
+        ALTER TABLE runs ADD COLUMN experiment_id {kind};
+        UPDATE runs SET experiment_id = {value} WHERE run_uuid = 'run0001';
+    """
+    path = altered(tmp_path / "runs.sqlite", script)
+    assert [curve.name for curve in read_runs(path, METRIC, "e").curves] == ["run0001"]
+    with pytest.raises(InputError, match="the database has no such experiment, only None, e"):
+        read_runs(path, METRIC, "f")
+
+
+def test_a_database_that_takes_too_long_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_table, "SECONDS", -1e9)
+    monkeypatch.setattr(run_table, "OPERATIONS_BETWEEN", 1)
+    with pytest.raises(InputError, match=r"cannot be read as an MLflow database \(interrupted"):
+        read_runs(altered(tmp_path / "runs.sqlite", ""), METRIC)
+
+
+@pytest.mark.parametrize("opener", [bz2, gzip])
+def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch, opener):
+    monkeypatch.setattr(run_table, "UNPACKED_AT_MOST", 1 << 20)
+    begins, zeros = opener.compress(b"SQLite format 3\0"), opener.compress(bytes(1 << 24))
+    (tmp_path / "bomb").write_bytes(begins + zeros * 20)
+    tracemalloc.start()
+    with pytest.raises(InputError, match="holds more than 1,048,576 bytes"):
+        read_runs(str(tmp_path / "bomb"), METRIC)
+    assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("results.json", "", "results.json: is damaged"),
+        ("results.json", "[]", "cannot be read as a run's folder"),
+        ("results.json", '{"params": 3}', "cannot be read as a run's folder"),
+        ("results.json", '{"params": null}', "cannot be read as a run's folder"),
+        ("results.json", "[" * 100_000, "it is too large, or too deep"),
+        ("metrics.jsonl", '{"kind": "epoch"}\n', "metrics.jsonl, line 1"),
+        ("metrics.jsonl", "{}\n[]\n", "metrics.jsonl, line 1"),
+        ("metrics.jsonl", '{"kind": "epoch", "epoch": "1", "metrics": {"M": 1}}\n', "metrics.jsonl, line 1"),
+        ("metrics.jsonl", '{"kind": "epoch", "epoch": 1, "metrics": {"M": "x"}}\n', "metrics.jsonl, line 1"),
+        ("metrics.jsonl", '{"kind": "epoch", "epoch": 1, "metrics": {"M": [1]}}\n', "metrics.jsonl, line 1"),
+        ("metrics.jsonl", '{"kind": "step", "metrics": {}}\n\0\0\0\n', "metrics.jsonl, line 2"),
+        ("metrics.jsonl", '{"kind": "epoch", "epoch": 1, "metrics": 5}\n', "metrics.jsonl, line 1"),
+    ],
+)
+def test_a_damaged_folder_is_refused_with_the_place(tmp_path, name, content, words):
+    run = tmp_path / "runs" / "a"
+    run.mkdir(parents=True)
+    (run / "results.json").write_text("{}")
+    (run / "metrics.jsonl").write_text("")
+    (run / name).write_text(content.replace("M", METRIC))
+    with pytest.raises(InputError, match=words) as refused:
+        read_runs(str(tmp_path / "runs"), METRIC)
+    assert str(run) in str(refused.value)
+    assert "\n" not in str(refused.value)

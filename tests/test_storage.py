@@ -50,7 +50,7 @@ def test_what_was_altered_is_not_loaded(saved):
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"version": 1}, "was written in version 1 of its format"), ({"architecture": {"hidden_size": 16}}, "is damaged")],
+    [({"version": 1}, "was written in version 1 of its format"), ({"architecture": {"hidden_size": 16}}, "has shape")],
 )
 def test_a_model_that_is_not_what_it_says_is_refused(saved, change, words):
     model, folder = saved
@@ -75,7 +75,10 @@ def test_parameters_that_are_not_finite_are_not_loaded(saved, tmp_path):
 def test_statistics_that_are_missing_are_missed(saved):
     _, folder = saved
     (folder / "transitions.npz").unlink()
-    with pytest.raises(sr.InputError, match=r"is damaged \(transitions.npz is missing\); copy the whole folder"):
+    with pytest.raises(sr.InputError, match=r"is damaged \(transitions\.npz is missing\); copy the whole folder"):
+        sr.load(folder)
+    storage.write_checksums(folder / "checkpoints" / "1")
+    with pytest.raises(sr.InputError, match=r"is missing or damaged .*, and the checkpoint's scores need it"):
         sr.load(folder)
 
 

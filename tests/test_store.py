@@ -28,6 +28,7 @@ def test_a_file_of_several_chunks_reads_like_one(shop, folder):
     write(folder / format.INTERACTIONS, table.schema, table.to_batches(max_chunksize=37))
     manifest = json.loads((folder / format.MANIFEST).read_text())
     manifest["sizes"][format.INTERACTIONS] = (folder / format.INTERACTIONS).stat().st_size
+    manifest["sha256"] = format.digest_of(manifest)
     (folder / format.MANIFEST).write_text(json.dumps(manifest))
     chunked = open_dataset(folder)
     assert len(chunked.items.starts) > 5
@@ -105,6 +106,9 @@ DAMAGES = {
     "interactions.arrow: is missing": lambda folder: (folder / format.INTERACTIONS).unlink(),
     "items.arrow: its checksum": damage_checksum,
     "was altered": lambda folder: (folder / format.TOKENIZER).write_bytes(b"short"),
+    r"manifest.json: is damaged \(sha256 is missing, or is not": lambda folder: (folder / format.MANIFEST).write_text(
+        (folder / format.MANIFEST).read_text().replace('"order": "file"', '"order": "random"')
+    ),
     "manifest.json: is damaged": lambda folder: (folder / format.MANIFEST).write_text("{"),
     r"schema version 2, .* make it again with etl": lambda folder: (folder / format.MANIFEST).write_text(
         json.dumps(json.loads((folder / format.MANIFEST).read_text()) | {"schema_version": 2})

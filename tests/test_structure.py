@@ -25,7 +25,7 @@ FLOORS = (  # A room imports those of earlier lines only, and itself.
     ("main",),
 )
 BESIDE = {("runs", "data"), ("runs", "model"), ("data", "errors")}
-MOST_LINES = {"package": 13_600, "file": 400, "function": 60, "parameters": 10}
+MOST_LINES = {"package": 13_700, "file": 400, "function": 60, "parameters": 10}
 
 
 @functools.cache
@@ -85,8 +85,8 @@ def test_the_package_and_its_parts_stay_small():
 @pytest.mark.parametrize(
     ("statement", "most"),
     [
-        ("from seqrec_jax import Index, load; import seqrec_jax.tasks.recommend", 3_500),
-        ("from seqrec_jax import Corpus, Recommender, TrainConfig, fit", 7_300),
+        ("from seqrec_jax import Index, load; import seqrec_jax.tasks.recommend", 3_750),
+        ("from seqrec_jax import Corpus, Recommender, TrainConfig, fit", 7_550),
     ],
 )
 def test_what_recommending_and_training_import_is_little(statement, most):

@@ -55,7 +55,7 @@ class Corpus:
                              f"{len(given)} datasets")  # fmt: skip
         if not 0 < self.users_share <= 1:
             raise InputError(f"Corpus.users_share = {self.users_share} is not in (0, 1]")
-        opened = tuple(part.checked if isinstance(part, Dataset) else open_dataset(part, verify=True) for part in given)
+        opened = tuple((part if isinstance(part, Dataset) else open_dataset(part)).checked for part in given)
         names = [part.name for part in opened]
         for name in names:
             if names.count(name) > 1:
@@ -239,7 +239,7 @@ def _starts(sizes: Sequence[int]) -> np.ndarray:
 
 def _check_tokenizers(parts: Sequence[Dataset]) -> None:
     for part in parts[1:]:
-        if part.tokenizer_sha256 != parts[0].tokenizer_sha256:
+        if (part.tokenizer_sha256, part.vocab_size) != (parts[0].tokenizer_sha256, parts[0].vocab_size):
             raise InputError(
                 f"Corpus.datasets: {part.folder} was made with another tokenizer than {parts[0].folder}; make both "
                 f"again with the same TOKENIZER, such as --gin_bindings=\"TOKENIZER='{parts[0].folder}'\", or train "
@@ -260,11 +260,14 @@ def _union(parts: Sequence[Dataset], item_shifts: np.ndarray) -> Dataset:
         "checksums": {str(ordinal): part.digest() for ordinal, part in enumerate(parts)},
     }  # fmt: skip
     catalogs = [part.items_table.slice(int(ordinal > 0)) for ordinal, part in enumerate(parts)]  # one row of padding
+    try:
+        items = pa.concat_tables(catalogs, promote_options="default")
+    except pa.ArrowException as error:
+        raise InputError(f"Corpus.datasets: columns of one name have different types ({error})") from error
     union = Dataset(
         Path("+".join(part.name for part in parts)), manifest, np.concatenate([np.zeros(1, np.int64), *offsets]),
         UnionItems(tuple(part.items for part in parts), flat_starts[:-1], item_shifts.astype(np.int32)),
-        pa.concat_tables([part.interactions_table.select(["user_id"]) for part in parts]),
-        pa.concat_tables(catalogs, promote_options="default"),
+        pa.concat_tables([part.interactions_table.select(["user_id"]) for part in parts]), items,
     )  # fmt: skip
     union.__dict__["checked"] = union  # as its parts are
     return union
@@ -275,9 +278,12 @@ def users_named_in(sources: Sequence[str]) -> pa.Array:
     ids = [pa.array([], pa.string())]
     for source in map(Path, sources):
         if source.is_file():
-            ids.append(pa.array(source.read_text(encoding="utf-8").split("\n"), pa.string()))
+            try:
+                ids.append(pa.array(source.read_text(encoding="utf-8").split("\n"), pa.string()))
+            except (OSError, ValueError) as error:
+                raise InputError(f"{source}: is no text file of user ids ({error})") from error
         else:
-            ids.append(open_dataset(source).interactions_table["user_id"].combine_chunks())
+            ids.append(open_dataset(source, verify=True).interactions_table["user_id"].combine_chunks())
     return pa.concat_arrays(ids).unique()
 
 

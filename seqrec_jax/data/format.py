@@ -1,12 +1,14 @@
 """The dataset folder on disk: file names, schema, manifest, and the checks of those. `etl` writes it."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from seqrec_jax.describe import shown
 from seqrec_jax.errors import InputError
 from seqrec_jax.files import read_json
 
@@ -27,6 +29,12 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest but for its own, under "sha256", which those of early datasets lack."""
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 REMEDY = "make the dataset again with etl"
@@ -56,11 +64,15 @@ def read_versioned(path: Path) -> dict[str, Any]:
     manifest = read_json(path, REMEDY)
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if version is not None and version != SCHEMA_VERSION:
-        raise InputError(f"{path}: schema version {version}, but this program reads {SCHEMA_VERSION}; make it again "
-                         f"with etl, after removing {path.parent}")  # fmt: skip
+        raise InputError(f"{path}: schema version {shown(repr(version), 40)}, but this program reads {SCHEMA_VERSION}; "
+                         f"make it again with etl, after removing {path.parent}")  # fmt: skip
     wrong = "schema_version" if version is None else _misfit(manifest, _KINDS, "")
     for feature in [] if wrong else manifest["features"]:
         wrong = wrong or _misfit(feature, {"name": str, "max_tokens": int}, "features")
+    if not wrong and len({feature["name"] for feature in manifest["features"]}) < len(manifest["features"]):
+        wrong = "features"
+    if not wrong and manifest.get("sha256") not in (None, digest_of(manifest)):
+        wrong = "sha256"
     if wrong:
         raise InputError(f"{path}: is damaged ({wrong} is missing, or is not what it has to be); {REMEDY}")
     return manifest

@@ -13,7 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from seqrec_jax.data import format
+from seqrec_jax.data.arrow import read_table
 from seqrec_jax.errors import InputError
+
+PADDED_AT_MOST, PADDED_TIMES = 1 << 30, 32  # bytes of a catalog's tokens padded to the longest: so many, or of its file
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -42,10 +45,11 @@ class FlatItems:
         """The items of a list column whose buffers lie in a memory-mapped file."""
         lengths = [len(chunk.values) for chunk in chunks]
         starts = np.concatenate([[0], np.cumsum(lengths[:-1])]).astype(np.int64)
-        places = [(chunk.values.buffers()[1].address - file.address) // 4 + chunk.values.offset for chunk in chunks]
+        places = [chunk.values.buffers()[1].address - file.address + 4 * chunk.values.offset for chunk in chunks]
         for place, length in zip(places, lengths, strict=True):
-            if not 0 <= place <= place + length <= file.size // 4:
-                raise ValueError("its items do not lie in it as they are, perhaps packed")
+            if place % 4 or not 0 <= place <= place + 4 * length <= file.size:
+                raise ValueError("its items do not lie in it as they are")
+        places = [place // 4 for place in places]
         return FlatItems(np.frombuffer(file, np.int32, file.size // 4), starts, np.array(places, np.int64) - starts)
 
     def take(self, indices: np.ndarray) -> np.ndarray:
@@ -121,37 +125,86 @@ class Dataset:
 
     @cached_property
     def checked(self) -> Self:
-        """The dataset itself, once all its values have been read and lie where they have to; else an InputError.
+        """The dataset itself, once its files have their checksums and all values lie where they have to.
 
-        What trains, evaluates or recommends asks for this, as values are used as places in memory. It takes a second
-        for a few hundred million interactions.
+        Else an InputError. What trains, evaluates or recommends asks for this, as values are used as places in memory.
+        It reads the files once: a second for a hundred million interactions.
         """
+        try:
+            format.verify_checksums(self.folder, self.manifest)
+            self.check_values()
+        except OSError as error:
+            raise InputError(f"{self.folder}: cannot be read ({error})") from error
+        return self
+
+    def check_values(self) -> None:
+        """Refuses, by an InputError, values that are out of range or do not fit one another, whatever the checksums."""
         try:
             for table in (self.interactions_table, self.items_table):
                 table.validate(full=True)
-            self._check_values()
-        except (pa.ArrowInvalid, ValueError, KeyError) as error:
+            self._check_counts()
+            self._check_interactions()
+            self._check_items()
+            for feature in self.manifest["features"]:
+                self._check_feature(feature["name"], feature["max_tokens"])
+        except (pa.ArrowException, ValueError, KeyError) as error:
             raise InputError(f"{self.folder}: is damaged ({error}); {format.REMEDY}") from error
-        return self
 
-    def _check_values(self) -> None:
-        """Raises a ValueError that names what is out of range, or a KeyError a column that is missing."""
+    def _check_counts(self) -> None:
+        """Raises a ValueError where the manifest says of the files what is not so."""
         counts = {"users": self.n_users, "items": self.n_items, "interactions": self.n_interactions}
         if self.manifest["counts"] != counts:
             raise ValueError(f"it holds {counts}, where its manifest has {self.manifest['counts']}")
-        interactions, items = self.interactions_table, self.items_table
+        if self.tokenizer_sha256 != self.manifest["checksums"][format.TOKENIZER]:
+            raise ValueError("its manifest has two checksums of the tokenizer")
+        if self.vocab_size > self.manifest["sizes"][format.TOKENIZER] + 1:
+            raise ValueError(f"a vocabulary of {self.vocab_size:,} is more than its tokenizer can hold")
+
+    def _check_interactions(self) -> None:
+        """Raises a ValueError unless each user has items that exist, and as many times, in their order."""
+        interactions = self.interactions_table
+        _check_ids(interactions["user_id"], "user_id")
         _check_range("items", [chunk.values for chunk in interactions["items"].chunks], 1, self.n_items)
-        lengths = (pc.list_value_length(interactions[name]) for name in ("items", "timestamps"))
-        nulls = sum(interactions[name].null_count for name in format.INTERACTION_FIELDS)
-        if nulls or not next(lengths).equals(next(lengths)):
-            raise ValueError("users, items and times are not as many")
-        if items["item_id"].type != pa.string() or items["item_id"].null_count or items["item_id"][0].as_py():
+        for items, times in zip(interactions["items"].chunks, interactions["timestamps"].chunks, strict=True):
+            if not len(items):
+                continue
+            offsets = _offsets(items)
+            if items.null_count or times.null_count or times.values.null_count:
+                raise ValueError("a user has no items, or no times")
+            if not np.array_equal(offsets, _offsets(times)):
+                raise ValueError("users have not as many times as items")
+            moments = _numbers(times.values, np.int64)[: offsets[-1]]
+            falls = moments[1:] < moments[:-1]
+            falls[offsets[1:-1] - 1] = False  # From one user to the next.
+            if falls.any():
+                raise ValueError("a user's timestamps are not ascending")
+
+    def _check_items(self) -> None:
+        """Raises a ValueError unless the ids of items are texts, each once, that a digest can tell apart."""
+        ids = self.items_table["item_id"]
+        if ids.type != pa.string() or ids[0].as_py() != "":
             raise ValueError("item_id is no column of texts whose first is empty, for padding")
-        for name in self.features:
-            if items[name].type != pa.string() or items[format.tokens_column(name)].type != pa.list_(pa.int32()):
-                raise ValueError(f"{name} and {format.tokens_column(name)} are no texts and tokens")
-            chunks = [chunk.values for chunk in items[format.tokens_column(name)].chunks]
-            _check_range(format.tokens_column(name), chunks, 1, self.vocab_size - 1)
+        _check_ids(ids, "item_id")
+        if pc.any(pc.match_substring(ids, "\0")).as_py():
+            raise ValueError("item_id holds a NUL character")
+        known = {format.tokens_column(name) for name in self.features}
+        for name in self.items_table.column_names:
+            if name.endswith(format.tokens_column("")) and name not in known:
+                raise ValueError(f"its manifest knows no feature of column {name!r}")
+
+    def _check_feature(self, name: str, max_tokens: int) -> None:
+        """Raises a ValueError unless a feature has texts and, of each item but padding, tokens of the vocabulary."""
+        column = format.tokens_column(name)
+        texts, tokens = self.items_table[name], self.items_table[column]
+        if texts.type != pa.string() or tokens.type != pa.list_(pa.int32()) or tokens.null_count:
+            raise ValueError(f"{name} and {column} are no texts and tokens")
+        _check_range(column, [chunk.values for chunk in tokens.chunks], 1, self.vocab_size - 1)
+        longest = pc.max(pc.list_value_length(tokens)).as_py()
+        if longest > max_tokens or tokens[0].as_py():
+            raise ValueError(f"{column} has more tokens than the manifest says, or padding has some")
+        most = max(PADDED_AT_MOST, PADDED_TIMES * self.manifest["sizes"][format.ITEMS])
+        if len(tokens) * longest * np.int32().nbytes > most:
+            raise ValueError(f"{column} of {len(tokens):,} items, padded to {longest:,}, are above {most:,} bytes")
 
     def user_items(self, user: int) -> np.ndarray:
         """Item rows of one user in time order: [n] int32."""
@@ -168,9 +221,8 @@ class Dataset:
         if max_tokens is not None:
             lengths = np.minimum(lengths, max_tokens)
         padded = np.zeros((len(lists), max(1, int(lengths.max(initial=1)))), np.int32)
-        column = np.arange(padded.shape[1])
-        held = column < lengths[:, None]
-        padded[held] = values[(offsets[:-1, None] + column)[held]]
+        cells = np.repeat(np.arange(len(lists)) * padded.shape[1], lengths) + ranges(np.zeros_like(lengths), lengths)
+        padded.reshape(-1)[cells] = values[ranges(offsets[:-1], lengths)]
         return padded
 
     def text(self, items: np.ndarray, feature: str) -> list[str]:
@@ -186,9 +238,25 @@ def _check_range(name: str, chunks: Sequence[pa.Array], least: int, most: int) -
             raise ValueError(f"{name} are not all of {least} to {most}")
 
 
+def _check_ids(ids: pa.ChunkedArray, name: str) -> None:
+    """Raises a ValueError where an id is missing, or there twice."""
+    if ids.null_count or pc.count_distinct(ids).as_py() < len(ids):
+        raise ValueError(f"a {name} is missing, or is there twice")
+
+
+def _numbers(array: pa.Array, kind: type[np.int64]) -> np.ndarray:
+    """An array of numbers, without `to_numpy`, which imports pandas: a fifth of a second and 50 MB."""
+    if not len(array):
+        return np.zeros(0, kind)
+    return np.frombuffer(array.buffers()[1], kind, len(array), array.offset * kind().nbytes)
+
+
 def _offsets(lists: pa.LargeListArray) -> np.ndarray:
-    """A list column's offsets, without `to_numpy`, which imports pandas: a fifth of a second and 50 MB."""
-    return np.frombuffer(lists.buffers()[1], np.int64, len(lists) + 1, lists.offset * np.int64().nbytes)
+    """A list column's offsets: [lists + 1] int64; a ValueError unless its lists hold all values, one after another."""
+    offsets = np.frombuffer(lists.buffers()[1], np.int64, len(lists) + 1, lists.offset * np.int64().nbytes)
+    if offsets[0] != 0 or offsets[-1] != len(lists.values) or (offsets[1:] < offsets[:-1]).any():
+        raise ValueError("lists do not follow one another")
+    return offsets
 
 
 def open_dataset(folder: str | Path, verify: bool = False) -> Dataset:
@@ -198,13 +266,11 @@ def open_dataset(folder: str | Path, verify: bool = False) -> Dataset:
     incomplete, altered or of another schema.
     """
     folder = Path(folder)
-    manifest = format.read_manifest(folder)
-    if verify:
-        format.verify_checksums(folder, manifest)
     try:
+        manifest = format.read_manifest(folder)
         file = pa.memory_map(str(folder / format.INTERACTIONS)).read_buffer()
-        interactions = pa.ipc.open_file(file).read_all()
-        items_table = pa.ipc.open_file(pa.memory_map(str(folder / format.ITEMS))).read_all()
+        interactions = read_table(file)
+        items_table = read_table(pa.memory_map(str(folder / format.ITEMS)).read_buffer())
         for field, kind in format.INTERACTION_FIELDS.items():
             if field not in interactions.schema.names or interactions.schema.field(field).type != kind:
                 raise ValueError(f"column {field!r} of type {kind} is missing")
@@ -212,17 +278,18 @@ def open_dataset(folder: str | Path, verify: bool = False) -> Dataset:
             raise ValueError("it has no items")
         interactions.validate()
         items_table.validate()
-        lists = [chunk for chunk in interactions["items"].chunks if len(chunk.values)]
-        if not lists:
-            raise ValueError("it has no interactions")
+        lists = [chunk for chunk in interactions["items"].chunks if len(chunk)]
+        parts = [_offsets(chunk) for chunk in lists]
+        if not lists or any((part[1:] <= part[:-1]).any() for part in parts):
+            raise ValueError("a user has no interactions")
         items = FlatItems.of(file, lists)
-        offsets = _offsets(lists[0])
-        if len(lists) > 1:
-            parts = [_offsets(chunk)[1:] + start for chunk, start in zip(lists, items.starts, strict=True)]
-            offsets = np.concatenate([np.zeros(1, np.int64), *parts])
-        if offsets[0] != 0 or (np.diff(offsets) < 0).any() or len(offsets) != interactions.num_rows + 1:
-            raise ValueError("the users' lists do not follow one another")
+        offsets = parts[0]
+        if len(parts) > 1:
+            shifted = [part[1:] + start for part, start in zip(parts, items.starts, strict=True)]
+            offsets = np.concatenate([np.zeros(1, np.int64), *shifted])
     except (pa.ArrowException, ValueError) as error:
         raise InputError(f"{folder}: is damaged ({error}); {format.REMEDY}") from error
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error})") from error
     dataset = Dataset(folder, manifest, offsets, items, interactions, items_table)
     return dataset.checked if verify else dataset

@@ -97,7 +97,7 @@ def _is_kept(file: Path, start: Params) -> bool:
         logging.warning("%s: is damaged (%s), and is measured again", file, error)
         return False
     return arrays.keys() == start.keys() and all(
-        arrays[name].shape == start[name].shape and np.isfinite(arrays[name]).all() for name in start
+        (of.shape, of.dtype) == (start[name].shape, np.float32) and np.isfinite(of).all() for name, of in arrays.items()
     )
 
 

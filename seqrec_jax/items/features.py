@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from seqrec_jax.data.store import Dataset
+from seqrec_jax.describe import check_types
 from seqrec_jax.errors import InputError
 from seqrec_jax.items.item_id import ItemId
 from seqrec_jax.items.lexical import Lexical
@@ -88,5 +89,8 @@ def to_json(features: Sequence[ItemFeature]) -> list[dict[str, Any]]:
 
 
 def from_json(records: Sequence[Mapping[str, Any]]) -> tuple[ItemFeature, ...]:
-    """The inverse of to_json."""
-    return tuple(FEATURES[record["kind"]](**{k: v for k, v in record.items() if k != "kind"}) for record in records)
+    """The inverse of to_json; of what is none an InputError, LookupError, TypeError, ValueError or AttributeError."""
+    features = tuple(FEATURES[record["kind"]](**{k: v for k, v in record.items() if k != "kind"}) for record in records)
+    for feature in features:
+        check_types(feature)
+    return features

@@ -11,6 +11,7 @@ from absl import logging
 
 from seqrec_jax.data.store import Dataset
 from seqrec_jax.dropout import kept
+from seqrec_jax.errors import InputError
 from seqrec_jax.items.tables import look_up
 from seqrec_jax.items.tokenizer import Tokenizer, normalize
 
@@ -94,6 +95,11 @@ class TextTokens:
 
     def read_new(self, items: pa.Table, read: Any, tokenizer: Tokenizer, known: dict[str, np.ndarray]) -> np.ndarray:
         """See ItemFeature."""
+        if tokenizer.vocab_size > self.rows:
+            raise InputError(
+                f"the model's tokenizer has {tokenizer.vocab_size:,} pieces, but its table of {self.name} "
+                f"{self.rows:,} rows; the model is damaged"
+            )
         tokens: list[list[int]] = [[] for _ in range(items.num_rows)]
         for name, most in self.columns().items():
             if name in items.column_names:

@@ -51,6 +51,7 @@ class Tokenizer:
         self.model = model
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            self._processor.encode("a")  # of what only looks like a model it is refused here
         except (RuntimeError, TypeError) as error:
             raise InputError(f"{source}: is no SentencePiece model; bind TOKENIZER to a .model file") from error
         self._shift = 0 if self._processor.pad_id() == 0 else 1

@@ -59,10 +59,12 @@ class Graph:
         }
 
     def check(self, params: Mapping[str, Any]) -> None:
-        """Refuses, by an InputError, arrays that are not this network's: by name and shape."""
+        """Refuses, by an InputError, arrays that are not this network's: by name, shape and type."""
         for name in sorted(self.shapes.keys() ^ params.keys()):
             raise InputError(f"parameter {name} is {'missing' if name in self.shapes else 'not one of this model'}")
         for name, expected in self.shapes.items():
             shape = tuple(params[name].shape)
             if shape != expected.shape:
                 raise InputError(f"parameter {name} has shape {shape}, but this model's is {expected.shape}")
+            if params[name].dtype != expected.dtype:
+                raise InputError(f"parameter {name} is of {params[name].dtype}, not of {expected.dtype}")

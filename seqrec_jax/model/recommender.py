@@ -94,16 +94,27 @@ class Recommender:
         _check_dataset(data)
         self.graph.check(self.params)
         check_finite(self.params)
+        self._check_texts(data)
+        rows = self.spec.catalog_sha256, self.spec.table_rows.get(ITEM_ID)
+        if self.spec.has_rows and rows != (data.catalog_sha256(), data.n_items + 1):
+            raise InputError(
+                f"{data.folder}: has another catalog than the checkpoint's, which has a row for each item of its own "
+                f"(Architecture.item_encoder = {self.architecture.item_encoder!r}); give the dataset it was trained on"
+            )
+
+    def _check_texts(self, data: Dataset) -> None:
+        """Refuses, by an InputError, a dataset of another tokenizer than the model's, or of tokens without a row."""
         if self.spec.texts and self.spec.tokenizer_sha256 != data.tokenizer_sha256:
             raise InputError(
                 f"{data.folder}: was made with another tokenizer than the model's; make it again with "
                 "python -m etl.main --gin_file=gin/etl_recbole.gin "
                 "--gin_bindings=\"TOKENIZER='RUN_DIR'\", the folder of the model's run, and your SOURCE, OUTPUT"
             )
-        if self.spec.has_rows and self.spec.catalog_sha256 != data.catalog_sha256():
+        rows = min((feature.rows for feature in self.spec.texts), default=data.vocab_size)
+        if rows < data.vocab_size:
             raise InputError(
-                f"{data.folder}: has another catalog than the checkpoint's, which has a row for each item of its own "
-                f"(Architecture.item_encoder = {self.architecture.item_encoder!r}); give the dataset it was trained on"
+                f"{data.folder}: has a vocabulary of {data.vocab_size:,}, but the model, of the same tokenizer, tables "
+                f"of {rows:,} rows; one of the two is damaged"
             )
 
     def features(self, data: Dataset, starts: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -117,10 +128,16 @@ class Recommender:
         """The statistics that were counted on the same catalog as the dataset's; says what is left out."""
         if not self.statistics:
             return {}
-        catalog = data.catalog_sha256()
+        catalog, n_rows = data.catalog_sha256(), data.n_items + 1
         fitting = {name: of for name, of in self.statistics.items() if of.catalog_sha256 == catalog}
         for name in self.statistics.keys() - fitting.keys():
             logging.warning("%s: has another catalog than the model's, so its %s are left out", data.folder, name)
+        for name, of in fitting.items():
+            if of.n_rows != n_rows:
+                raise InputError(
+                    f"{data.folder}: the model's {name} are of {of.n_rows:,} rows, but this catalog, which has their "
+                    f"checksum, of {n_rows:,}; the model is damaged"
+                )
         return fitting
 
     def adapt(self, data: Dataset, changes: Mapping[str, Any] | None = None, seed: int = 2020) -> "Recommender":
@@ -137,8 +154,8 @@ class Recommender:
         """
         _check_dataset(data)
         architecture = _changed(self.architecture, changes or {})
-        if architecture.item_encoder != "id" and self.spec.tokenizer_sha256 != data.tokenizer_sha256:
-            self.check(data)
+        if architecture.item_encoder != "id":
+            self._check_texts(data)
         texts = self._texts_on(data) if architecture.item_encoder != "id" else ()
         tokenizer = self.spec.tokenizer_sha256 if texts else data.tokenizer_sha256
         spec = Spec.from_texts(architecture, texts, data, tokenizer)
@@ -202,8 +219,10 @@ class Recommender:
 
 
 def _check_dataset(data: Any) -> None:
+    """Refuses, by an InputError, what is no dataset, or a damaged one."""
     if not isinstance(data, Dataset):
         raise InputError(f"expected a Dataset, as open_dataset gives it; got a {type(data).__name__}")
+    _ = data.checked
 
 
 def _changed(architecture: Architecture, changes: Mapping[str, Any]) -> Architecture:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from seqrec_jax.data.store import Dataset
-from seqrec_jax.describe import check_types
+from seqrec_jax.describe import check_types, shown
 from seqrec_jax.errors import InputError
 from seqrec_jax.items import features as item_features
 from seqrec_jax.items.features import APPENDED, ItemFeature
@@ -18,6 +18,8 @@ from seqrec_jax.model.blocks.attention import ATTENTIONS
 from seqrec_jax.model.graph import Graph
 
 VERSION = 2
+MOST, MOST_ROWS = 1 << 20, (1 << 31) - 1  # of a size of Architecture; of a table, whose rows are numbered by int32
+MOST_PROJECTED = 1 << 30  # bytes of the directions of lexical vectors, which no parameter tells the size of
 CHOICES: dict[str, Collection[str]] = {
     "block": BLOCKS, "pooling": POOLINGS, "item_encoder": ("text", "id", "text_and_id"), "attention": ATTENTIONS,
 }  # fmt: skip
@@ -87,6 +89,8 @@ class Architecture:
             value, least = getattr(self, name), int(name != "lexical_size")
             if value is not None and value < least:
                 raise InputError(f"Architecture.{name} = {value} is below {least}")
+            if value is not None and value > MOST:
+                raise InputError(f"Architecture.{name} = {value} is above {MOST:,}")
         if self.hidden_size % self.n_heads:
             width = f"Architecture.hidden_size = {self.hidden_size}"
             raise InputError(f"{width} is not divisible by Architecture.n_heads = {self.n_heads}")
@@ -135,16 +139,11 @@ class Spec:
         cls, architecture: Architecture, texts: tuple[TextTokens, ...], data: Dataset, tokenizer_sha256: str
     ) -> "Spec":
         """The spec of a model that reads these texts, with rows for a dataset's items if the architecture has them."""
-        features: list[ItemFeature] = list(texts)
-        if architecture.lexical_size:
-            if not texts:
-                raise InputError("Architecture.lexical_size reads text; bind Architecture.item_encoder = 'text_and_id'")
-            names = tuple(feature.name for feature in texts)
-            features.append(Lexical(architecture.lexical_size, texts[0].rows, names))
-        has_rows = architecture.item_encoder != "text"
-        if has_rows:
-            features.append(ItemId(data.n_items + 1))
-        return cls(architecture, tuple(features), tokenizer_sha256, data.catalog_sha256() if has_rows else None)
+        if architecture.lexical_size and not texts:
+            raise InputError("Architecture.lexical_size reads text; bind Architecture.item_encoder = 'text_and_id'")
+        features = _features_of(architecture, texts, data.n_items + 1)
+        catalog = data.catalog_sha256() if architecture.item_encoder != "text" else None
+        return cls(architecture, features, tokenizer_sha256, catalog)
 
     @property
     def texts(self) -> tuple[TextTokens, ...]:
@@ -182,19 +181,62 @@ class Spec:
         }
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> "Spec":
-        """The inverse of to_json; an InputError where another version wrote it."""
-        if record.get("version") != VERSION:
+    def from_json(cls, record: Any) -> "Spec":
+        """The inverse of to_json; an InputError where another version wrote it, or it is damaged."""
+        version = record.get("version") if isinstance(record, Mapping) else None
+        if version != VERSION:
             raise InputError(
-                f"the model was written in version {record.get('version')} of its format, but this program reads "
+                f"the model was written in version {shown(repr(version), 40)} of its format, but this program reads "
                 f"{VERSION}; train it again, or install the seqrec_jax that wrote it"
             )
-        return cls(
-            Architecture(**record["architecture"]),
-            item_features.from_json(record["features"]),
-            record["tokenizer_sha256"],
-            record["catalog_sha256"],
-        )
+        try:
+            architecture, features = Architecture(**record["architecture"]), item_features.from_json(record["features"])
+            spec = cls(architecture, features, record["tokenizer_sha256"], record["catalog_sha256"])
+            spec._check()
+        except (InputError, LookupError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"what the model says of itself is damaged ({shown(str(error), 200)})") from error
+        return spec
+
+    def _check(self) -> None:
+        """Raises a ValueError unless the features are those of the architecture, with sizes that can be."""
+        a, texts, rows = self.architecture, self.texts, self.table_rows
+        columns = [name for feature in texts for name in (feature.name, *(name for name, _ in feature.appended))]
+        sizes = [*rows.values(), *(most for feature in texts for most in feature.columns().values())]
+        if bool(texts) == (a.item_encoder == "id") or len(set(columns)) < len(columns):
+            raise ValueError(f"its texts are {columns}")
+        if self.features != _features_of(a, texts, rows.get(ITEM_ID, 0)):
+            raise ValueError("its features are not those of its architecture")
+        if not all(0 < size <= MOST_ROWS for size in sizes):
+            raise ValueError(f"its features have sizes of {sizes}")
+        has_catalog = isinstance(self.catalog_sha256, str)
+        if not isinstance(self.tokenizer_sha256, str) or has_catalog != self.has_rows:
+            raise ValueError("it names no tokenizer, or no catalog")
+
+    def check(self, params: Mapping[str, Any]) -> None:
+        """Refuses, by an InputError, arrays that are not the parameters: by name, shape and type.
+
+        The structure of as many blocks as the spec says is made only where the arrays are of as many.
+        """
+        blocks = {name.split("/")[1] for name in params if name.startswith("blocks/")}
+        if len(blocks) != self.architecture.n_layers:
+            raise InputError(
+                f"it says that it has {self.architecture.n_layers:,} blocks, and has parameters of {len(blocks):,}"
+            )
+        self.graph().check(params)
+        size, rows = self.architecture.lexical_size, max((feature.rows for feature in self.texts), default=0)
+        if 4 * size * rows > MOST_PROJECTED:
+            raise InputError(f"lexical vectors of {size:,} numbers are too large for a vocabulary of {rows:,}")
+
+
+def _features_of(architecture: Architecture, texts: tuple[TextTokens, ...], n_rows: int) -> tuple[ItemFeature, ...]:
+    """All features of a model that reads these texts, whose catalog has n_rows, that of padding among them."""
+    features: list[ItemFeature] = list(texts)
+    if architecture.lexical_size:
+        names = tuple(feature.name for feature in texts)
+        features.append(Lexical(architecture.lexical_size, texts[0].rows, names))
+    if architecture.item_encoder != "text":
+        features.append(ItemId(n_rows))
+    return tuple(features)
 
 
 _graph = functools.lru_cache(maxsize=64)(Graph)

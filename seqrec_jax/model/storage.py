@@ -5,8 +5,10 @@ A folder holds `tokenizer.model`, a file for each statistic, and `checkpoints/<s
 those beside `checkpoints`, and the identity of the run that wrote them.
 """
 
+import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,19 +25,20 @@ from seqrec_jax.files import check_no_pattern, read_json, sync_folder, write_byt
 from seqrec_jax.model.parameters import check_finite
 from seqrec_jax.model.recommender import Recommender
 from seqrec_jax.model.spec import Spec
+from seqrec_jax.model.stored_arrays import shapes_of
 from seqrec_jax.model.terms import TERMS
 from seqrec_jax.runs.folder import CHECKPOINTS, CONFIG
 
 CHECKSUMS = "checksums.json"
 STATISTICS = {term: term.statistic for term in TERMS if term.statistic is not None}
 BESIDE = (TOKENIZER, *(f"{term.name}.npz" for term in STATISTICS))  # what a checkpoint needs beside `checkpoints`
-ORBAX_ERRORS = (ValueError, KeyError, TypeError, AttributeError, OSError)
-SECONDS_BETWEEN_TRIES = 0.1
+ORBAX_ERRORS = (Exception,)  # of what cannot be read or written it raises any, and Exception itself
+MOST_TRIES, SECONDS_BETWEEN_TRIES = 5, 0.1
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Those of the items; what Orbax writes beside them, last of all, are times and marks."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.parent != folder)
+    """Those of the items, and what else is no folder; what Orbax writes beside them, last, are times and marks."""
+    files = (path for path in sorted(folder.rglob("*")) if not path.is_dir() and path.parent != folder)
     return {path.relative_to(folder).as_posix(): path for path in files}
 
 
@@ -58,8 +61,10 @@ def write_checksums(folder: Path, run: str | None = None) -> None:
 def _differing(expected: Mapping[str, str], files: Mapping[str, Path]) -> Iterator[str]:
     """What is wrong with files that have names and checksums."""
     for name in sorted(expected.keys() | files.keys()):
-        if name not in files or not files[name].is_file():
+        if name not in files or not files[name].exists():
             yield f"{name} is missing"
+        elif not files[name].is_file():
+            yield f"{name} is no file"
         elif name not in expected:
             yield f"{name} does not belong to it"
         elif sha256_of(files[name]) != expected[name]:
@@ -71,21 +76,29 @@ def what_is_wrong(folder: Path, run: str | None = None) -> str | None:
 
     `run` is the identity of the run that it has to belong to; None takes any.
     """
-    try:
-        record = json.loads((folder / CHECKSUMS).read_bytes())
-        owner, expected, beside = record["run"], dict(record["files"]), dict(record["beside"])
-    except FileNotFoundError:
+    if not (folder / CHECKSUMS).exists():
         return "was not finished"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    try:
+        record = read_json(folder / CHECKSUMS, "")
+        owner, expected, beside = record["run"], record["files"], record["beside"]
+    except (InputError, LookupError, TypeError):
+        return f"{CHECKSUMS} cannot be read"
+    if not (isinstance(expected, dict) and isinstance(beside, dict)):
         return f"{CHECKSUMS} cannot be read"
     if run not in (None, owner):
         return "belongs to another run"
     if strange := [name for name in beside if name not in BESIDE]:
         return f"{CHECKSUMS} names {strange[0]!r}, which is no file of a run's"
     root = folder.parent.parent
-    return next(_differing(expected, _files(folder)), None) or next(
-        _differing(beside, {name: root / name for name in beside}), None
-    )
+    for path in (*sorted(folder.rglob("*")), *(root / name for name in BESIDE)):
+        if path.is_symlink():
+            return f"{path.name} is a link"
+    try:
+        return next(_differing(expected, _files(folder)), None) or next(
+            _differing(beside, {name: root / name for name in beside}), None
+        )
+    except OSError as error:
+        return str(error)
 
 
 def check_whole(folder: Path, run: str | None = None) -> None:
@@ -98,7 +111,7 @@ def check_whole(folder: Path, run: str | None = None) -> None:
 
 def steps_of(folder: Path) -> list[int]:
     """Steps of the checkpoints in a `checkpoints` folder, the latest first."""
-    return sorted((int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()), reverse=True)
+    return sorted((int(path.name) for path in folder.glob("[0-9]*") if re.fullmatch("[0-9]+", path.name)), reverse=True)
 
 
 def being_written(folder: Path, step: int) -> Path:
@@ -135,33 +148,39 @@ def load(folder: str | Path) -> Recommender:
     A run may be going on there. An InputError where there is none, it is damaged, it is another run's, or its arrays do
     not fit its own spec or are not finite.
     """
-    said = ""
+    said: list[str] = []
     while True:
         try:
             return _load(Path(folder))
         except InputError as error:  # Once more, unless it stays: a training may be removing what is read.
-            if str(error) == said:
+            if str(error) in said or len(said) == MOST_TRIES:
                 raise
-            said = str(error)
+            said.append(str(error))
             time.sleep(SECONDS_BETWEEN_TRIES)
+
+
+def _config_of(run_dir: Path) -> dict[str, Any]:
+    """The configuration of a run; empty for a model that is no run's, an InputError where it is damaged."""
+    path, remedy = run_dir / CONFIG, "copy the whole RUN_DIR again"
+    config = read_json(path, remedy) if path.exists() else {}
+    corpus = config.get("Corpus", {}) if isinstance(config, dict) else None
+    if not isinstance(corpus, dict) or not isinstance(corpus.get("split", {}), dict):
+        raise InputError(f"{path}: is no configuration of a run; {remedy}")
+    return config
 
 
 def _load(run_dir: Path) -> Recommender:
     """Reads a recommender, once."""
-    config: Any = {}
-    if (run_dir / CONFIG).exists():
-        config = read_json(run_dir / CONFIG, "copy the whole RUN_DIR again")
-        if not isinstance(config, dict):
-            raise InputError(f"{run_dir / CONFIG}: is no configuration of a run; copy the whole RUN_DIR again")
+    config = _config_of(run_dir)
     run = identity_of(config) if config else None
     place = run_dir / CHECKPOINTS / str(best_step(run_dir, run))
     check_whole(place, run)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     try:
-        spec = Spec.from_json(json.loads((place / "model" / "metadata").read_text()))
-        wanted = {
-            name: jax.ShapeDtypeStruct(of.shape, of.dtype, sharding=device) for name, of in spec.graph().shapes.items()
-        }
+        spec = Spec.from_json(read_json(place / "model" / "metadata", "copy the whole RUN_DIR again"))
+        spec.check(shapes_of(place / "params"))
+        shapes = spec.graph().shapes
+        wanted = {name: jax.ShapeDtypeStruct(of.shape, of.dtype, sharding=device) for name, of in shapes.items()}
         with ocp.StandardCheckpointer() as reader:
             params = reader.restore((place / "params").resolve(), wanted)
         check_finite(params)
@@ -170,7 +189,9 @@ def _load(run_dir: Path) -> Recommender:
             for term, statistic in STATISTICS.items() if term.is_in(spec.architecture)
         }  # fmt: skip
         tokenizer = run_dir / TOKENIZER
-        tokens = tokenizer.read_bytes() if tokenizer.exists() else b""
+        tokens = tokenizer.read_bytes() if tokenizer.is_file() else b""
+        if tokens and spec.texts and hashlib.sha256(tokens).hexdigest() != spec.tokenizer_sha256:
+            raise InputError(f"{tokenizer} is not the model's")
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
     except ORBAX_ERRORS as error:
@@ -218,5 +239,5 @@ def save(folder: str | Path, model: Recommender, step: int = 1, run: str | None 
             )
             manager.save(step, args=args)
             manager.wait_until_finished()
-    except (*ORBAX_ERRORS, RuntimeError) as error:
+    except ORBAX_ERRORS as error:
         raise InputError(f"{folder}: the model could not be written ({' '.join(str(error).split())[:300]})") from error

@@ -42,7 +42,7 @@ def our_name(theirs: str, features: Sequence[str]) -> str | None:
     module, _, kind = theirs.rpartition(".")
     if theirs in WHOLE:
         return WHOLE[theirs]
-    if match := re.fullmatch(rf"{re.escape(TOKEN_TABLE)}\.(\d+)", module):
+    if match := re.fullmatch(rf"{re.escape(TOKEN_TABLE)}\.(\d{{1,6}})", module):
         return f"item_encoder/tables/{features[int(match[1])]}" if int(match[1]) < len(features) else None
     match = re.fullmatch(r"trm_encoder\.layer\.(\d+)\.(.+)", module)
     part = BLOCK_PARTS.get(match[2]) if match else PARTS.get(module)

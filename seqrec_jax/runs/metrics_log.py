@@ -23,13 +23,13 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 def read_records(path: Path) -> list[dict[str, Any]]:
     """The whole records of a log, which may be growing; none where there is no log."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
     return [record for record in map(_record, lines) if record is not None]
 
 
 def damaged_lines(path: Path) -> list[int]:
     """Numbers, from 1, of the lines of a log that are damaged; the last may be one that is being written."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
     return [number for number, line in enumerate(lines, 1) if _record(line) is None]
 
 

@@ -3,9 +3,11 @@
 import bz2
 import contextlib
 import gzip
-import json
 import math
+import operator
 import sqlite3
+import time
+import zlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seqrec_jax.errors import InputError
+from seqrec_jax.files import JSON_AT_MOST, parse_json, read_json
 
 # Params without which a run has no place in a law; their names are the reference's.
 NEEDED = ("n_inters", "n_layers", "hidden_size", "train_batch_size", "total_flops", "epochs")
@@ -22,6 +25,8 @@ OF_A_RUN = {"seed", "devices", "device_kind", "peak_flops", "train_step_bytes", 
 OF_DRAWN_USERS = {"n_inters", "n_tokens"}  # params that follow from the seed, too, where a share of the users trains
 OURS = "train_step_flops"  # a param that this project logs and the reference does not
 SQLITE = b"SQLite format 3\0"
+UNPACKED_AT_MOST, VALUE_AT_MOST = 1 << 28, 1 << 24  # bytes of a packed database, and of a value
+SECONDS, BYTES_A_SECOND, OPERATIONS_BETWEEN = 5.0, 1e7, 10_000  # that reading a database may take
 PACKED: Mapping[bytes, Callable[[Path], Any]] = {b"BZh": bz2.open, b"\x1f\x8b": gzip.open}  # by how files begin
 
 
@@ -36,13 +41,13 @@ class Curve(NamedTuple):
     configuration: Hashable  # equal for runs that differ in nothing but the seed and the machine
 
 
-def _configuration(params: Mapping[str, str], numbers: Mapping[str, float]) -> frozenset[tuple[str, str]]:
+def _configuration(params: Mapping[str, Any], numbers: Mapping[str, float]) -> frozenset[tuple[str, str]]:
     """Params of a run, texts too, without OF_A_RUN; of a run on a share of the users without OF_DRAWN_USERS.
 
     A batch size that was found automatically is among them: runs with other batches learn differently.
     """
     ignored = OF_A_RUN | (OF_DRAWN_USERS if numbers.get("users_share", 1) < 1 else set())
-    return frozenset((name, text) for name, text in params.items() if name not in ignored)
+    return frozenset((str(name), str(text)) for name, text in params.items() if name not in ignored)
 
 
 def configurations_of(curves: Sequence[Curve]) -> np.ndarray:
@@ -74,65 +79,99 @@ class _Logged(NamedTuple):
     """A run as the database has it."""
 
     name: str
-    params: dict[str, str]
+    params: dict[str, Any]
     history: dict[int, float]
 
 
+def _unpacked(path: Path, opener: Callable[[Path], Any]) -> bytes:
+    """A packed file's content; an InputError where it cannot be unpacked, or is above UNPACKED_AT_MOST."""
+    try:
+        with opener(path) as file:
+            content = file.read(UNPACKED_AT_MOST + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"RUNS: {path} cannot be unpacked ({error})") from error
+    if len(content) > UNPACKED_AT_MOST:
+        raise InputError(f"RUNS: {path} holds more than {UNPACKED_AT_MOST:,} bytes; unpack it, if you trust it")
+    return content
+
+
 def _connect(path: Path) -> sqlite3.Connection:
-    """Opens a SQLite file, or one that is packed, to read."""
+    """Opens a SQLite file, or one that is packed, to read; it can neither run code of its own nor go on for ever."""
     with path.open("rb") as file:
         begins = file.read(len(SQLITE))
-    if begins == SQLITE:
-        return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
     unpack = next((opener for magic, opener in PACKED.items() if begins.startswith(magic)), None)
-    if unpack is None:
+    if unpack is None and begins != SQLITE:
         raise InputError(f"RUNS: {path} is not a SQLite file; bind RUNS to an MLflow database")
-    try:
-        with unpack(path) as file:
-            content = file.read()
-    except (OSError, EOFError) as error:
-        raise InputError(f"RUNS: {path} cannot be unpacked ({error})") from error
-    if not content.startswith(SQLITE):
-        raise InputError(f"RUNS: {path} holds no SQLite file; bind RUNS to an MLflow database")
-    connection = sqlite3.connect(":memory:")
-    connection.deserialize(content)
+    if unpack is None:
+        size, connection = path.stat().st_size, sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+    else:
+        content = _unpacked(path, unpack)
+        if not content.startswith(SQLITE):
+            raise InputError(f"RUNS: {path} holds no SQLite file; bind RUNS to an MLflow database")
+        size, connection = len(content), sqlite3.connect(":memory:")
+        connection.deserialize(content)
+    deadline = time.monotonic() + SECONDS + size / BYTES_A_SECOND
+    connection.set_progress_handler(lambda: time.monotonic() > deadline, OPERATIONS_BETWEEN)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, VALUE_AT_MOST)
+    for setting in ("trusted_schema = OFF", "cell_size_check = ON", "ignore_check_constraints = ON"):
+        connection.execute(f"PRAGMA {setting}")
     return connection
+
+
+def _columns(connection: sqlite3.Connection, path: Path, table: str) -> set[str]:
+    """Columns of a table that holds what it holds: no view, nothing virtual and nothing computed."""
+    asked = "SELECT rootpage FROM sqlite_master WHERE name = ? AND type = 'table'"
+    found = connection.execute(asked, (table,)).fetchall()
+    if not found:
+        raise InputError(f"RUNS: {path} is no MLflow database: it has no table {table!r}")
+    rows = connection.execute(f"PRAGMA table_xinfo({table})").fetchall()
+    if found != [(found[0][0],)] or not found[0][0] or any(hidden for *_, hidden in rows):
+        raise InputError(f"RUNS: {path} is no MLflow database: its table {table!r} is computed")
+    return {row[1] for row in rows}
+
+
+def _values(connection: sqlite3.Connection, path: Path, metric: str) -> Iterator[tuple[str, int, float]]:
+    """Run, step and value of a metric, in the order of their times; an InputError where one is no number."""
+    asked = "SELECT run_uuid, step, value, is_nan FROM metrics WHERE key = ? ORDER BY timestamp"
+    for run, step, value, is_nan in connection.execute(asked, (metric,)):
+        numbers = isinstance(step, int), isinstance(is_nan or 0, int), is_nan or isinstance(value, int | float)
+        if not all(numbers):
+            raise InputError(f"RUNS: {path}: {metric} of run {run!r} is {value!r} at step {step!r}: no number")
+        yield run, step, math.nan if is_nan else value
 
 
 def _experiment_id(name: str, ids: Mapping[str, Any]) -> Any:
     if name not in ids:
-        known = ", ".join(sorted(ids)) or "none"
+        known = ", ".join(sorted(map(str, ids))) or "none"
         raise InputError(f"EXPERIMENT = {name!r}: the database has no such experiment, only {known}")
     return ids[name]
 
 
 def _sqlite_runs(path: Path, metric: str, experiment: str | None) -> Iterator[_Logged]:
     """Runs of a SQLite store of any schema of MLflow, opened to read."""
-    connection = _connect(path)
     try:
-        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if missing := [name for name in ("runs", "params", "metrics") if name not in tables]:
-            raise InputError(f"RUNS: {path} is no MLflow database: it has no table {missing[0]!r}")
-        columns = {row[1] for row in connection.execute("PRAGMA table_info(runs)")}
-        where = "lifecycle_stage <> 'deleted'" if "lifecycle_stage" in columns else "1"
-        if experiment is not None:
-            asked = "SELECT name, experiment_id FROM experiments"
-            ids = dict(connection.execute(asked)) if "experiments" in tables else {}
-            where += f" AND experiment_id = {int(_experiment_id(experiment, ids))}"
-        params: dict[str, dict[str, str]] = {}
-        for run, key, value in connection.execute("SELECT run_uuid, key, value FROM params"):
-            params.setdefault(run, {})[key] = value
-        history: dict[str, dict[int, float]] = {}
-        asked = "SELECT run_uuid, step, value, is_nan FROM metrics WHERE key = ? ORDER BY timestamp"
-        for run, step, value, is_nan in connection.execute(asked, (metric,)):
-            history.setdefault(run, {})[step] = math.nan if is_nan else value
-        named = "name" if "name" in columns else "run_uuid"
-        for run, name in connection.execute(f"SELECT run_uuid, {named} FROM runs WHERE {where} ORDER BY run_uuid"):
-            yield _Logged(name or run, params.get(run, {}), history.get(run, {}))
-    except sqlite3.DatabaseError as error:
-        raise InputError(f"RUNS: {path}: cannot be read as an MLflow database ({error})") from error
-    finally:
-        connection.close()
+        with contextlib.closing(_connect(path)) as connection:
+            columns, *_ = (_columns(connection, path, table) for table in ("runs", "params", "metrics"))
+            if (wrong := connection.execute("PRAGMA quick_check(1)").fetchone()) != ("ok",):
+                raise sqlite3.DatabaseError(f"it is damaged: {wrong[0]}")
+            where, given = "lifecycle_stage <> 'deleted'" if "lifecycle_stage" in columns else "1", []
+            if experiment is not None:
+                _columns(connection, path, "experiments")
+                ids = dict(connection.execute("SELECT name, experiment_id FROM experiments"))
+                where, given = f"{where} AND experiment_id = ?", [_experiment_id(experiment, ids)]
+            params: dict[str, dict[str, Any]] = {}
+            for run, key, value in connection.execute("SELECT run_uuid, key, value FROM params"):
+                params.setdefault(run, {})[key] = value
+            history: dict[str, dict[int, float]] = {}
+            for run, step, value in _values(connection, path, metric):
+                history.setdefault(run, {})[step] = value
+            named = "name" if "name" in columns else "run_uuid"
+            asked = f"SELECT run_uuid, {named} FROM runs WHERE {where} ORDER BY run_uuid"
+            for run, name in connection.execute(asked, given):
+                yield _Logged(str(name or run), params.get(run, {}), history.get(run, {}))
+    except (sqlite3.Error, OSError) as error:
+        text = " ".join(str(error).split())
+        raise InputError(f"RUNS: {path}: cannot be read as an MLflow database ({text})") from error
 
 
 def _served_runs(uri: str, metric: str, experiment: str | None) -> Iterator[_Logged]:
@@ -157,18 +196,29 @@ def _served_runs(uri: str, metric: str, experiment: str | None) -> Iterator[_Log
         raise InputError(f"RUNS = {uri!r}: cannot be read ({' '.join(str(error).split())[:200]})") from error
 
 
+def _epochs(log: Path, metric: str) -> Iterator[tuple[int, float]]:
+    """Epochs and values of a metric, of a run's metrics.jsonl; a ValueError names the line that is damaged."""
+    with log.open("rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(JSON_AT_MOST + 1), b""), 1):
+            try:
+                record = parse_json(line)
+                if record["kind"] != "epoch" or metric not in record["metrics"]:
+                    continue
+                epoch, value = record["epoch"], record["metrics"][metric]
+                yield operator.index(epoch), math.nan if value is None else float(value)
+            except (ValueError, LookupError, TypeError, OverflowError) as error:
+                raise ValueError(f"{log.name}, line {number}: {error}") from error
+
+
 def _folder_runs(folder: Path, metric: str) -> Iterator[_Logged]:
     """Finished runs of this project, each in a folder of its own within `folder`."""
     for results in sorted(folder.glob("*/results.json")):
         try:
-            params = json.loads(results.read_text()).get("params", {})
-            records = [json.loads(line) for line in (results.parent / "metrics.jsonl").read_text().splitlines()]
-        except (OSError, ValueError) as error:
+            params = read_json(results, "copy the run again").get("params", {})
+            history = dict(_epochs(results.parent / "metrics.jsonl", metric))
+            yield _Logged(results.parent.name, dict(params), history)
+        except (InputError, OSError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"RUNS: {results.parent}: cannot be read as a run's folder ({error})") from error
-        epochs = [record for record in records if record["kind"] == "epoch" and metric in record["metrics"]]
-        values = {record["epoch"]: record["metrics"][metric] for record in epochs}
-        history = {epoch: math.nan if value is None else value for epoch, value in values.items()}
-        yield _Logged(results.parent.name, params, history)
 
 
 def _logged(runs: str, metric: str, experiment: str | None) -> list[_Logged]:
@@ -184,12 +234,12 @@ def _logged(runs: str, metric: str, experiment: str | None) -> list[_Logged]:
     return list(_sqlite_runs(path, metric, experiment))
 
 
-def _numbers(params: Mapping[str, str]) -> dict[str, float]:
-    """Those of the params that are finite numbers."""
+def _numbers(params: Mapping[str, Any]) -> dict[str, float]:
+    """Those of the params that are finite numbers, or texts of some."""
     numbers = {}
     for name, text in params.items():
-        with contextlib.suppress(ValueError):
-            if math.isfinite(value := float(text)):
+        with contextlib.suppress(ValueError, OverflowError):
+            if isinstance(name, str) and isinstance(text, str | int | float) and math.isfinite(value := float(text)):
                 numbers[name] = value
     return numbers
 
@@ -204,6 +254,11 @@ def _first_step(logged: Sequence[_Logged]) -> int:
     return 0
 
 
+def _flops_of_an_epoch(numbers: Mapping[str, float]) -> float:
+    """What an epoch of a run spends, in the unit of total_flops."""
+    return numbers["total_flops"] * numbers["n_inters"] / numbers["train_batch_size"]
+
+
 def _why_not(run: _Logged, numbers: Mapping[str, float], metric: str) -> str | None:
     """Why a run has no curve; None if it has."""
     if missing := [name for name in NEEDED if name not in numbers]:
@@ -212,6 +267,8 @@ def _why_not(run: _Logged, numbers: Mapping[str, float], metric: str) -> str | N
         return f"has a param {wrong[0]} that is not above 0"
     if not run.history:
         return f"has no metric {metric}"
+    if not math.isfinite(_flops_of_an_epoch(numbers)):
+        return "needs a compute that is not finite"
     if not any(math.isfinite(value) and value > 0 for value in run.history.values()):
         return f"has no value of {metric} that is finite and above 0"
     return None
@@ -233,15 +290,18 @@ def read_runs(runs: str, metric: str, experiment: str | None = None) -> RunTable
             skipped.setdefault(reason, []).append(run.name)
             continue
         steps = sorted(run.history)
-        values = np.array([run.history[step] for step in steps])
-        good = np.isfinite(values) & (values > 0)
-        for reason, n in (("not finite", (~np.isfinite(values)).sum()), ("not above 0", (values <= 0).sum())):
-            if n:
-                dropped[reason] = dropped.get(reason, 0) + int(n)
-        epochs = np.array(steps, float)[good] + (1 - first)
-        per_epoch = numbers["total_flops"] * numbers["n_inters"] / numbers["train_batch_size"]
+        values, epochs = np.array([run.history[step] for step in steps], float), np.array(steps, float) + (1 - first)
+        faults = {"not finite": ~np.isfinite(values), "not above 0": values <= 0, "before the first epoch": epochs <= 0}
+        for reason, fault in faults.items():
+            if fault.any():
+                dropped[reason] = dropped.get(reason, 0) + int(fault.sum())
+        good = ~np.any(list(faults.values()), axis=0)
+        if not good.any():
+            skipped.setdefault(f"has no value of {metric} after an epoch", []).append(run.name)
+            continue
+        compute = epochs[good] * _flops_of_an_epoch(numbers)
         configuration = _configuration(run.params, numbers)
-        curves.append(Curve(run.name, numbers, epochs, values[good], epochs * per_epoch, configuration))
+        curves.append(Curve(run.name, numbers, epochs[good], values[good], compute, configuration))
     if not curves:
         reason, names = max(skipped.items(), key=lambda item: len(item[1]))
         raise InputError(f"RUNS = {runs!r}: no run can be used; {len(names)} of {len(logged)} of them: it {reason}")

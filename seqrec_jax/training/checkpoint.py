@@ -20,6 +20,7 @@ import tensorstore
 from absl import logging
 
 from seqrec_jax.errors import InputError
+from seqrec_jax.files import read_json
 from seqrec_jax.host_memory import release_freed_memory
 from seqrec_jax.model.parameters import Params
 from seqrec_jax.model.spec import Spec
@@ -33,6 +34,7 @@ from seqrec_jax.model.storage import (
     what_is_wrong,
     write_checksums,
 )
+from seqrec_jax.model.stored_arrays import shapes_of
 
 
 def named_arrays(tree: Any) -> dict[str, jax.Array]:
@@ -164,7 +166,7 @@ class CheckpointWriter:
         """Says what to do where a checkpoint cannot be written."""
         try:
             yield
-        except (*ORBAX_ERRORS, RuntimeError) as error:
+        except ORBAX_ERRORS as error:
             raise InputError(
                 f"{self._folder / str(self._written)}: the checkpoint could not be written "
                 f"({' '.join(str(error).split())[:300]}); those before are whole: mend the cause, such as a full disk, "
@@ -178,25 +180,34 @@ class CheckpointWriter:
 
     def progress(self, step: int) -> dict[str, Any]:
         """The JSON object of a checkpoint."""
-        return self._manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())).progress
+        return read_json(self._folder / str(step) / "progress" / "metadata", "move the checkpoint away")
 
     def restore(self, step: int, params: Params, training: Any) -> tuple[Params, Any]:
         """Reads the state back, onto the devices where `params` and `training` lie, or raises an InputError."""
         named = named_arrays(training)
-        args = ocp.args.Composite(params=_placed_like(params), training=_placed_like(named))
-        try:
-            saved = self._manager.restore(step, args=args)
-        except ORBAX_ERRORS as error:
-            text = " ".join(str(error).split())[:200]
-            raise InputError(f"{self._folder / str(step)}: is not this run's ({text})") from error
+        saved = self._restore(step, params=params, training=named)
         return saved.params, jax.tree.unflatten(jax.tree.structure(training), [saved.training[name] for name in named])
 
     def best_params(self, step: int, params: Params) -> Params:
         """The evaluated parameters of a checkpoint, where `params` lie; an InputError where it is damaged."""
         check_whole(self._folder / str(step), self._run)
-        return self._manager.restore(step, args=ocp.args.Composite(params=_placed_like(params))).params
+        return self._restore(step, params=params).params
+
+    def _restore(self, step: int, **like: Mapping[str, jax.Array]) -> Any:
+        """Reads items, each onto the devices where the like arrays lie, or raises an InputError."""
+        place = self._folder / str(step)
+        try:
+            for name, arrays in like.items():
+                stored = {of: (array.shape, array.dtype) for of, array in shapes_of(place / name).items()}
+                if stored != {of: (array.shape, array.dtype) for of, array in arrays.items()}:
+                    raise ValueError(f"its {name} have other names, shapes or types")
+            args = {name: _placed_like(arrays) for name, arrays in like.items()}
+            return self._manager.restore(step, args=ocp.args.Composite(**args))
+        except ORBAX_ERRORS as error:
+            text = " ".join(str(error).split())[:200]
+            raise InputError(f"{place}: is not this run's ({text})") from error
 
     def close(self) -> None:
         """Waits for what is being written; what failed has been raised by save or wait."""
-        with contextlib.suppress(*ORBAX_ERRORS, RuntimeError):
+        with contextlib.suppress(*ORBAX_ERRORS):
             self._manager.close()

@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 
 from seqrec_jax.data.batches import Batch, prefetch
+from seqrec_jax.describe import check_types
 from seqrec_jax.devices import greatest_of_hosts, local_shards, split_rows
 from seqrec_jax.errors import InputError
 from seqrec_jax.model.parameters import Params
@@ -84,8 +85,14 @@ class Trainer:
         if (latest := self._writer.latest()) is None:
             return
         record, mesh = self._writer.progress(latest), self._compiler.mesh
-        if (devices := record.pop("devices")) != mesh.size:
-            logging.warning("the checkpoint was written on %d devices, and there are %d now: the numbers will be the "
+        try:
+            devices, progress = record.pop("devices"), Progress(**record)
+            check_types(progress)
+        except (InputError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{self._run.path}: checkpoint {latest} has no record of a training ({error}); move it "
+                             "away to use the one before it") from error  # fmt: skip
+        if devices != mesh.size:
+            logging.warning("the checkpoint was written on %s devices, and there are %d now: the numbers will be the "
                             "same up to rounding, not bit for bit", devices, mesh.size)  # fmt: skip
         params, kept = self._writer.restore(latest, self.params, self._kept())
         evaluated: Any = {name: params.get(name) for name in self._state.params}
@@ -94,7 +101,7 @@ class Trainer:
         self._state = TrainState(trained, kept["optimizer"], kept["step"], averaged, self._state.fixed)
         if self._refresh is not None:
             self._catalog = dataclasses.replace(self._catalog, proposal=kept["proposal"])
-        self.progress, self._reported, self._saved_step = Progress(**record), Progress(**record), latest
+        self.progress, self._reported, self._saved_step = progress, dataclasses.replace(progress), latest
         self._seconds_before_epoch = self.progress.seconds
         logging.info("going on from the checkpoint of step %s in %s", f"{latest:,}", self._run.path)
 

@@ -44,6 +44,10 @@ class Statistic(Protocol):
     def catalog_sha256(self) -> str:
         """Of the catalog whose items were counted."""
 
+    @property
+    def n_rows(self) -> int:
+        """Of that catalog, the row of padding among them."""
+
     def prepare(self, histories: np.ndarray, lengths: np.ndarray) -> Any:
         """Arrays [n, ...] for the adjustments of n histories, given one after the other: [sum of lengths] int32."""
 

@@ -65,17 +65,21 @@ class Transitions(NamedTuple):
     scores: np.ndarray
     catalog_sha256: str
 
+    @property
+    def n_rows(self) -> int:
+        """Rows of the catalog, that of padding among them."""
+        return len(self.starts) - 1
+
     def matrix(self) -> scipy.sparse.csr_matrix:
         """The scores of followers: [n_items + 1, n_items + 1] float32."""
-        n_rows = len(self.starts) - 1
-        return scipy.sparse.csr_matrix((self.scores, self.items, self.starts), (n_rows, n_rows))
+        return scipy.sparse.csr_matrix((self.scores, self.items, self.starts), (self.n_rows, self.n_rows))
 
     def prepare(self, histories: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What followed the items of each history, the latest weighing most, without those items themselves.
 
         Items [n, MOST_FOLLOWERS] int32, distinct, 0 where there are fewer, and their scores, float32.
         """
-        n, n_rows = len(lengths), len(self.starts) - 1
+        n, n_rows = len(lengths), self.n_rows
         history = np.repeat(np.arange(n), lengths)
         found = (recency_weights(histories, lengths, n_rows) @ self.matrix()).tocoo()
         own = np.isin(found.row * np.int64(n_rows) + found.col, history * np.int64(n_rows) + histories)
@@ -108,8 +112,8 @@ class Transitions(NamedTuple):
             array = getattr(self, name)
             if array.ndim != 1 or array.dtype != kind:
                 raise ValueError(f"{name} are no numbers of {np.dtype(kind).name}")
-        n_rows, n = len(self.starts) - 1, len(self.items)
-        if n_rows < 1 or self.starts[0] != 0 or self.starts[-1] != n or (np.diff(self.starts) < 0).any():
+        n_rows, n = self.n_rows, len(self.items)
+        if n_rows < 1 or self.starts[0] != 0 or self.starts[-1] != n or (self.starts[1:] < self.starts[:-1]).any():
             raise ValueError("starts do not rise from 0 to the number of items")
         if len(self.scores) != n or not np.isfinite(self.scores).all():
             raise ValueError("scores are not finite, or not one an item")
