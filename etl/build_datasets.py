@@ -1,6 +1,5 @@
 """Datasets of any size from raw logs and item tables of any size: in bounded memory, resumable, reproducible."""
 
-import errno
 import time
 from pathlib import Path
 
@@ -10,14 +9,15 @@ from absl import logging
 from etl.plan import Plan
 from etl.raw.download import download
 from etl.raw.item_files import ItemFiles
+from etl.running.failures import in_one_line
 from etl.running.report import StepReport, print_report, write_report
 from etl.running.workers import PeakMemory, Workers
 from etl.running.workspace import Workspace, open_workspace
 from etl.steps import STEPS, Build
 from seqrec_jax.errors import InputError
 
-_ITEM_TABLE_SHARE = {True: 50, False: 250}
-"""Bytes of an item file, by whether it is compressed, for one byte of the table of ids: 16 for an item of 4 KB."""
+_ITEM_TABLE_SHARE = {True: 25, False: 100}
+"""Bytes of an item file, by whether it is compressed, for one byte of the table of ids: 36 for an item of 3.6 KB."""
 
 
 @gin.configurable
@@ -39,21 +39,15 @@ def build_datasets(plan: Plan = gin.REQUIRED, workers: Workers = gin.REQUIRED, s
     """
     if step not in ("all", "download", *STEPS):
         raise InputError(f"--step={step}: no such step; one of all, download, {', '.join(STEPS)}")
-    with open_workspace(plan.output_folder, plan.name) as workspace:
+    with (
+        in_one_line(plan.output, "it goes on from what is finished"),
+        open_workspace(plan.output_folder, plan.name) as workspace,
+    ):
         try:
             reports = _run(plan, workspace, workers, step)
         except KeyboardInterrupt:
             logging.warning("%s: the same command goes on from what is finished", plan.output_folder)
             raise
-        except FileNotFoundError as error:
-            raise InputError(f"{error}; if it was removed, remove {workspace.folder} too, to begin afresh") from error
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            raise InputError(
-                f"{plan.output}: no space is left on the disk; free some and run the same command again, it goes on "
-                "from what is finished"
-            ) from error
     print_report(reports)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from etl.arrow_files import write_batches
-from etl.ids import IdTable, Words, hash_of, strings_of, words_of
+from etl.ids import IdTable, Words, changes, hash_of, run_starts, strings_of, words_of
 from etl.raw.interaction_files import InteractionFiles, read_rows
 from etl.raw.table_blocks import Block
 from etl.time_order import TimeOrder
@@ -64,9 +64,9 @@ def partition_block(
         Counts: `lines`, `rows` (good ones), `without_item`, `bad`.
     """
     rows, bad, n_lines = read_rows(block, files)
-    item_hashes, users = hash_of(words_of(rows.items)), words_of(rows.users)
-    user_hashes = hash_of(users)
-    catalog_rows = _table(items).find_runs(item_hashes)
+    item_words, users = words_of(rows.items), words_of(rows.users)
+    item_hashes, user_hashes = hash_of(item_words), hash_of(users)
+    catalog_rows = _table(items).find_runs(item_words, item_hashes, rows.items)
     known = np.flatnonzero(catalog_rows >= 0)
     partition = _top_bits(user_hashes, bits)[known]
     order = known[np.argsort(partition, kind="stable")]
@@ -144,18 +144,10 @@ def order_by_user_and_time(users: Words, hashes: np.ndarray, times: np.ndarray) 
         order = by_time[keys & ordinal_mask]
         keys >>= shift
         same_part = keys[1:] == keys[:-1]
-        same_user = ~_changes([word[order] for word in users])
+        same_user = ~changes([word[order] for word in users])
         if not (same_part & ~same_user).any():
             return order.astype(np.int64)
     return np.lexsort((times, *reversed(users), hashes))
-
-
-def _changes(users: Words) -> np.ndarray:
-    """Where a user differs from the one before: [n - 1] bool."""
-    changes = users[0][1:] != users[0][:-1]
-    for word in users[1:]:
-        changes |= word[1:] != word[:-1]
-    return changes
 
 
 def group_partition(
@@ -184,10 +176,10 @@ def group_partition(
         users = [word[by_tie] for word in rows.users]
         order = by_tie[order_by_user_and_time(users, hashes[by_tie], times[by_tie])]
     users = [word[order] for word in rows.users]
-    first = np.flatnonzero(np.concatenate([[True], _changes(users)])) if len(order) else np.zeros(0, np.int64)
+    first = run_starts(users)
     lengths = np.diff(np.append(first, len(order)))
     users, hashes = [word[first] for word in users], hashes[order[first]]
-    is_held_out = _table(held_out).find(hashes) >= 0
+    is_held_out = _table(held_out).find(hashes, lambda places: strings_of([word[places] for word in users])) >= 0
     keep = ~is_held_out & (lengths >= min_interactions)
     order = order[np.repeat(keep, lengths)]
     values = {"items": rows.items[order], "timestamps": rows.times[order]}

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from etl import tokenizer
 from etl.arrow_files import read_table, write_batches
-from etl.ids import hash_of, sorted_id_table, words_of
+from etl.ids import hash_of, id_table, words_of
 from etl.raw.item_files import ItemFiles, read_items
 from etl.raw.table_blocks import Block
 from seqrec_jax.data.format import tokens_column
@@ -58,38 +58,12 @@ def index_catalog(parts: Sequence[Path], rows: Sequence[int], folder: Path) -> t
 
     Returns:
         First row of each part, and the number of rows; and how many items are listed again.
-
-    Raises:
-        ValueError: two ids have the same 64-bit hash, which among 15 million happens once in 100,000 catalogs.
     """
     starts = [0, *itertools.accumulate(rows)]
-    hashes = np.empty(starts[-1], np.uint64)
-    for part, (first, last) in zip(parts, itertools.pairwise(starts), strict=True):
-        if last > first:
-            hashes[first:last] = hash_of(words_of(read_table(part, ["item_id"])["item_id"].combine_chunks()))
-    order = np.argsort(hashes, kind="stable").astype(np.int32)
-    hashes = hashes[order]
-    first_seen = np.ones(len(hashes), bool)
-    first_seen[1:] = hashes[1:] != hashes[:-1]
-    for place in np.flatnonzero(~first_seen):
-        one, other = (_item_id(parts, starts, int(row)) for row in order[place - 1 : place + 1])
-        if one != other:
-            raise ValueError(f"the ids {one!r} and {other!r} have the same hash")
-    again = len(hashes) - int(first_seen.sum())
-    if again:
-        hashes, order = hashes[first_seen], order[first_seen]
-    sorted_id_table(hashes, order).save(folder)
-    return starts, again
-
-
-@lru_cache(maxsize=8)
-def _item_ids(part: Path) -> pa.ChunkedArray:
-    return read_table(part, ["item_id"])["item_id"]
-
-
-def _item_id(parts: Sequence[Path], starts: Sequence[int], row: int) -> str:
-    part = int(np.searchsorted(starts, row, side="right")) - 1
-    return _item_ids(parts[part])[row - starts[part]].as_py()
+    ids = [chunk for part in parts for chunk in read_table(part, ["item_id"])["item_id"].cast(pa.large_string()).chunks]
+    table = id_table(pa.concat_arrays(ids))
+    table.save(folder)
+    return starts, starts[-1] - len(table.first_rows)
 
 
 def sample_texts(parts: Sequence[Path], features: Sequence[str], share: float) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from etl import output_folder
 from etl.time_order import TimeOrder
 from seqrec_jax.data.format import (
     DATA_FILES,
@@ -23,48 +23,12 @@ from seqrec_jax.data.format import (
     SCHEMA_VERSION,
     TOKENIZER,
     digest_of,
-    read_versioned,
     sha256_of,
 )
-from seqrec_jax.errors import InputError
 
 INTERACTIONS_PER_BATCH = 1 << 21
 ITEMS_PER_BATCH = 1 << 17
 """Most of a record batch in the files, so that neither a writer nor a reader needs to hold a whole file."""
-
-
-def replace_folder(partial: Path, final: Path) -> None:
-    """Puts the finished folder `partial` at `final`; a folder there before is removed only afterwards."""
-    if not final.exists():
-        os.replace(partial, final)
-        return
-    old = final.with_name(f".{final.name}.old-{os.getpid()}")
-    os.replace(final, old)
-    os.replace(partial, final)
-    shutil.rmtree(old)
-
-
-def check_output(output: Path) -> None:
-    """Refuses an output path that holds something other than a dataset or nothing.
-
-    Raises:
-        InputError: the path is a file, or a non-empty folder without a manifest.
-    """
-    if output.is_file():
-        raise InputError(f"{output}: is a file; bind OUTPUT to a folder")
-    if output.is_dir() and any(output.iterdir()) and not (output / MANIFEST).is_file():
-        raise InputError(f"{output}: is not empty and is no dataset; bind OUTPUT to another folder")
-
-
-def check_replaceable(output: Path) -> None:
-    """Refuses an output path that holds something other than a dataset of this schema or nothing.
-
-    Raises:
-        InputError: as `check_output`, or the dataset there is of another schema version.
-    """
-    check_output(output)
-    if (output / MANIFEST).is_file():
-        read_versioned(output / MANIFEST)
 
 
 def input_record(path: Path) -> dict[str, Any]:
@@ -122,14 +86,12 @@ def _ones(items: pa.Table) -> np.ndarray:
 @contextmanager
 def _whole_or_absent(output: Path) -> Iterator[Path]:
     """A folder to write to, which takes the place of `output` at the end, and is removed where an error comes first."""
-    check_output(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    final = output_folder.prepare(output)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = output_folder.partial_folder(final)
     try:
         yield partial
-        replace_folder(partial, output)
+        output_folder.replace(partial, final)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -156,7 +156,7 @@ def domain_dataset(
         values["ratings"] = np.concatenate([rows.ratings for rows in blocks if rows.ratings is not None])
     distinct = ids.dictionary_encode()
     hashes, codes = hash_of(words_of(distinct.dictionary)), distinct.indices.to_numpy()
-    catalog_rows = IdTable.load(items).find(hashes)
+    catalog_rows = IdTable.load(items).find(hashes, lambda places: distinct.dictionary.take(pa.array(places)))
     unknown = np.flatnonzero(catalog_rows < 0)
     rejected = dict(provenance.rejected)
     if drop_without_metadata:

@@ -1,6 +1,5 @@
 """One tokenizer over several sources, so that a model can be pre-trained on all of them and transferred among them."""
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,12 +7,14 @@ import gin
 import numpy as np
 from absl import logging
 
-from etl import tokenizer
+from etl import output_folder, tokenizer
 from etl.raw import atomic_files
 from etl.recbole import MAX_TOKENS, read_items
+from etl.running.failures import in_one_line
 from seqrec_jax.data import format
 from seqrec_jax.data.store import open_dataset
 from seqrec_jax.errors import InputError
+from seqrec_jax.files import write_bytes
 
 
 def _columns(source: Path, features: Sequence[str]) -> Iterator[list[str]]:
@@ -49,23 +50,33 @@ def train_tokenizer(
         seed: of the draw.
 
     Raises:
-        InputError: a source is missing or has no text; nothing is written.
+        InputError: a source is missing or has no text, or the output is there and no tokenizer; nothing is written.
     """
     if not sources:
         raise InputError("SOURCES = [] names no source")
-    target = Path(output)
-    if target.is_dir():
-        raise InputError(f"{target}: is a folder; bind OUTPUT to a file such as 'tokenizer.model'")
-    texts: list[str] = []
-    for ordinal, source in enumerate(sources):
-        for column in _columns(Path(source), features):
-            kept = np.random.default_rng([seed, ordinal]).permutation(len(column))[:texts_of_each]
-            texts += [tokenizer.normalize(column[row]) for row in np.sort(kept)]
-    logging.info("tokenizer: training on %d texts of %d sources", len(texts), len(sources))
-    model = tokenizer.train(texts, vocab_size)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    partial.write_bytes(model.model)
-    os.replace(partial, target)
+    with in_one_line(output, "nothing was written"):
+        target = _target(Path(output))
+        texts: list[str] = []
+        for ordinal, source in enumerate(sources):
+            for column in _columns(Path(source), features):
+                kept = np.random.default_rng([seed, ordinal]).permutation(len(column))[:texts_of_each]
+                texts += [tokenizer.normalize(column[row]) for row in np.sort(kept)]
+        logging.info("tokenizer: training on %d texts of %d sources", len(texts), len(sources))
+        model = tokenizer.train(texts, vocab_size)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(target, model.model)
     logging.info("%s: %d pieces", target, model.vocab_size)
     return model
+
+
+def _target(output: Path) -> Path:
+    """The file to write; an InputError where it would take the place of anything but a tokenizer."""
+    if output.is_dir():
+        raise InputError(f"{output}: is a folder; bind OUTPUT to a file such as 'tokenizer.model'")
+    target = output_folder.real_path(output)
+    if target.exists():
+        try:
+            tokenizer.load(target)
+        except InputError as error:
+            raise InputError(f"{output}: is there and is no tokenizer; bind OUTPUT to another file") from error
+    return target

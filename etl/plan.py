@@ -1,6 +1,7 @@
 """What to make of which raw files, and what each step's result depends on."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import gin
 
 from etl import tokenizer
+from etl.raw.files import is_name
 from etl.raw.interaction_files import InteractionFiles
 from etl.raw.item_files import ItemFiles
 from etl.raw.text_blocks import BLOCK_BYTES
@@ -72,6 +74,9 @@ class Plan:
         TimeOrder(self.ties, self.seed)  # which checks them
         if not 0 <= self.max_bad_rows <= 1:
             raise InputError(f"MAX_BAD_ROWS = {self.max_bad_rows}: must be a share, from 0 to 1")
+        for name in (self.name, *self.domains):
+            if not is_name(name) or name.startswith("."):
+                raise InputError(f"NAME = {name!r}: is no name of a folder in OUTPUT; leave out '/' and a leading '.'")
         for size in self.sizes:
             if size < 1:
                 raise InputError(f"SIZES: {size} is no number of interactions")
@@ -120,17 +125,30 @@ class Keys:
         plan: whose steps.
         workspace: keeps the raw files' hashes.
         executor: computes them.
+        at_a_time: how many.
+
+    Attributes:
+        item_paths: the items' files, found once, so that one that appears later belongs to the next run.
+        interaction_paths: those of the log.
+        domain_paths: those of each domain, by name.
+        items: the items' files, as a manifest has them.
+        interactions: those of the log.
+        domains: those of each domain, by name.
+        raw: the files that a step reads, by its name.
     """
 
-    def __init__(self, plan: Plan, workspace: Workspace, executor: Executor):
+    def __init__(self, plan: Plan, workspace: Workspace, executor: Executor, at_a_time: int):
         self._plan = plan
-        workspace.fingerprints(plan.raw_files(), executor)  # Of all at once, as fast as the workers read.
-
-        def of(files: ItemFiles | InteractionFiles) -> list[dict[str, Any]]:
-            return workspace.fingerprints(files.find(plan.source_folder), executor)
-
-        self.items, self.interactions = of(plan.items), of(plan.interactions)
-        self.domains = {name: of(files) for name, files in plan.domains.items()}
+        source = plan.source_folder
+        self.item_paths, self.interaction_paths = plan.items.find(source), plan.interactions.find(source)
+        self.domain_paths = {name: files.find(source) for name, files in plan.domains.items()}
+        logs = [*self.interaction_paths, *itertools.chain.from_iterable(self.domain_paths.values())]
+        # Of all at once, as fast as the workers read.
+        records = workspace.fingerprints([*self.item_paths, *logs], executor, at_a_time)
+        self.items = [records[path] for path in self.item_paths]
+        self.interactions = [records[path] for path in self.interaction_paths]
+        self.domains = {name: [records[path] for path in paths] for name, paths in self.domain_paths.items()}
+        self.raw = {"metadata": self.item_paths, "ratings": logs}
 
     @property
     def inputs(self) -> list[dict[str, Any]]:

@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from absl import logging
 
-from etl import dataset_writer, tokenizer
+from etl import dataset_writer, output_folder, tokenizer
 from etl.by_user import sequences_by_first_appearance
 from etl.catalog import items_table, padding_row
 from etl.ids import hash_of, words_of
-from etl.raw import atomic_files
+from etl.raw import atomic_files, files
+from etl.running.failures import in_one_line
 from etl.time_order import TimeOrder, log_ties
 from seqrec_jax.data import format
 from seqrec_jax.errors import InputError
@@ -93,6 +94,14 @@ def _tokenized(
     return trained, {name: trained.encode(column, max_tokens[name]) for name, column in normalized.items()}
 
 
+def _inputs(source: Path, max_tokens: Mapping[str, int]) -> list[Path]:
+    """The `.inter` file, then the `.item` file, which a dataset without text can do without."""
+    inputs = [atomic_files.find(source, ".inter")]
+    if max_tokens or list(source.glob("*.item")):
+        inputs.append(atomic_files.find(source, ".item"))
+    return inputs
+
+
 @gin.configurable
 def convert(
     source: str = gin.REQUIRED,
@@ -126,31 +135,32 @@ def convert(
         InputError: a file is missing or malformed; the message names file, line and column. Nothing is written.
     """
     time_order = TimeOrder(ties, seed)
-    dataset_writer.check_output(Path(output))
-    inter_path = atomic_files.find(Path(source), ".inter")
-    text_tokenizer = None if tokenizer_from is None else tokenizer.load(Path(tokenizer_from))
-    inputs, item_ids, texts, rejected_items = [inter_path], list[str](), dict[str, list[str]](), dict[str, int]()
-    if max_tokens or list(Path(source).glob("*.item")):
-        inputs.append(atomic_files.find(Path(source), ".item"))
-        item_ids, texts, rejected_items = read_items(inputs[-1], max_tokens)
-    else:
-        item_ids = _bought_items(inter_path)
-    interactions, time_order, rejected = _read_interactions(inter_path, item_ids, time_order)
-
-    text_tokenizer, tokens = _tokenized(texts, text_tokenizer, vocab_size, max_tokens)
-    items = _items_table(item_ids, texts, tokens)
-    manifest = dataset_writer.write_dataset(
-        Path(output),
-        [interactions],
-        [padding_row(items.schema), items],
-        b"" if text_tokenizer is None else text_tokenizer.model,
-        features={name: max_tokens[name] for name in texts},
-        vocab_size=0 if text_tokenizer is None else text_tokenizer.vocab_size,
-        parameters={"pipeline": "recbole", "vocab_size": vocab_size, "trained_tokenizer": tokenizer_from is None},
-        inputs=[dataset_writer.input_record(path) for path in inputs],
-        rejected=rejected | rejected_items,
-        time_order=time_order,
-    )
+    with in_one_line(output, "nothing was written"):
+        target = output_folder.prepare(Path(output))
+        inputs = _inputs(Path(source), max_tokens)
+        text_tokenizer = None if tokenizer_from is None else tokenizer.load(Path(tokenizer_from))
+        identities = {path: files.identity_of(path) for path in inputs}
+        records = [dataset_writer.input_record(path) for path in inputs]
+        if len(inputs) > 1:
+            item_ids, texts, rejected_items = read_items(inputs[1], max_tokens)
+        else:
+            item_ids, texts, rejected_items = _bought_items(inputs[0]), {}, {}
+        interactions, time_order, rejected = _read_interactions(inputs[0], item_ids, time_order)
+        files.check_unchanged(identities)
+        text_tokenizer, tokens = _tokenized(texts, text_tokenizer, vocab_size, max_tokens)
+        items = _items_table(item_ids, texts, tokens)
+        manifest = dataset_writer.write_dataset(
+            target,
+            [interactions],
+            [padding_row(items.schema), items],
+            b"" if text_tokenizer is None else text_tokenizer.model,
+            features={name: max_tokens[name] for name in texts},
+            vocab_size=0 if text_tokenizer is None else text_tokenizer.vocab_size,
+            parameters={"pipeline": "recbole", "vocab_size": vocab_size, "trained_tokenizer": tokenizer_from is None},
+            inputs=records,
+            rejected=rejected | rejected_items,
+            time_order=time_order,
+        )
     _log(output, manifest, texts)
     return manifest
 

@@ -1,7 +1,6 @@
 """The steps from raw files to datasets, each resumable, each accounting for its rows."""
 
 import dataclasses
-import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from absl import logging
 
 from etl import by_user, catalog, datasets, k_core, tokenizer
-from etl.ids import IdTable, hash_of, id_table, words_of
+from etl.ids import IdTable, id_table
 from etl.plan import Keys, Plan
 from etl.raw.bad_rows import BadRows
 from etl.raw.interaction_files import InteractionFiles, read_rows
@@ -21,11 +21,11 @@ from etl.raw.text_blocks import BLOCK_BYTES
 from etl.running.report import StepReport
 from etl.running.task_runner import TaskRunner
 from etl.running.workers import PeakMemory
-from etl.running.workspace import Step, Workspace, key_of
+from etl.running.workspace import PASSING, Step, Workspace, key_of
 from etl.time_order import log_ties
 from seqrec_jax.data import format
 from seqrec_jax.errors import InputError
-from seqrec_jax.files import write_text
+from seqrec_jax.files import write_bytes, write_text
 from seqrec_jax.host_memory import release_freed_memory
 
 STEPS = ("metadata", "tokenizer", "tokenize", "ratings", "scale", "downstream")
@@ -45,7 +45,8 @@ class Build:
     def __init__(self, plan: Plan, workspace: Workspace, executor: Executor, at_a_time: int, memory: PeakMemory):
         self._plan, self._workspace, self._memory = plan, workspace, memory
         self._runner = TaskRunner(executor, at_a_time)
-        self._keys = Keys(plan, workspace, executor)
+        self._keys = Keys(plan, workspace, executor, at_a_time)
+        self._steps: dict[str, Step] = {}
         self._started = 0.0
 
     def run(self, name: str) -> StepReport:
@@ -55,25 +56,32 @@ class Build:
         self._started = time.monotonic()
         if name in ("scale", "downstream"):
             return self._scale() if name == "scale" else self._downstream()
-        step = self._workspace.step(name, getattr(self._keys, name))
+        step = self._step(name)
         if step.is_done:
             logging.info("%s: is finished already", name)
         else:
             getattr(self, f"_{name}")(step)
-        for pattern in ("block-*.arrow", "*.text"):  # The partitioned log, which the rows by user have all of, and
-            for path in step.folder.glob(pattern):  # what an interrupted run has left behind.
-                path.unlink()
         return step.report
+
+    def _step(self, name: str) -> Step:
+        """A step; where an earlier run has finished it, what it has left is verified once."""
+        if name not in self._steps:
+            step = self._workspace.step(name, getattr(self._keys, name), self._keys.raw.get(name, ()))
+            if step.is_done and (path := step.damaged()) is not None:
+                logging.warning("%s: is missing, or not as it was written; the step %r is run again", path, name)
+                step.reopen()
+            self._steps[name] = step
+        return self._steps[name]
 
     def _finished(self, name: str) -> Step:
         """A step that must be finished by now."""
-        step = self._workspace.step(name, getattr(self._keys, name))
+        step = self._step(name)
         if not step.is_done:
             raise InputError(f"--step: the step {name!r} must be run first, from the same files and bindings")
         return step
 
     def _metadata(self, step: Step) -> None:
-        files, paths = self._plan.items, self._plan.items.find(self._plan.source_folder)
+        files, paths = self._plan.items, self._keys.item_paths
         bad, left_out, rows, parts, kept = BadRows(self._plan.max_bad_rows), Counter[str](), 0, [], []
         for path, result in self._runner.run_blocks(step, "", files, paths, catalog.catalog_block, (files,), bad):
             parts.append(path)
@@ -100,9 +108,7 @@ class Build:
             n_texts = len(texts)
             logging.info("tokenizer: training on %d texts", n_texts)
             model = tokenizer.train(texts, plan.vocab_size)
-        partial = step.folder / ".tokenizer.model.partial"
-        partial.write_bytes(model.model)
-        os.replace(partial, step.folder / format.TOKENIZER)
+        write_bytes(step.folder / format.TOKENIZER, model.model)
         self._finish(step, n_texts, model.vocab_size, {}, None, None)
 
     def _tokenize(self, step: Step) -> None:
@@ -122,12 +128,12 @@ class Build:
         plan, files = self._plan, self._plan.interactions
         _, n_items = self._texts()
         held_out = self._write_held_out(step)
-        paths = files.find(plan.source_folder)
+        paths = self._keys.interaction_paths
         bits = by_user.partition_bits(files.expected_rows(paths))
         bad, rejected, blocks, rows = BadRows(plan.max_bad_rows), Counter[str](), [], 0
         arguments = (files, self._finished("metadata").folder, bits, plan.time_order)
         for path, result in self._runner.run_blocks(
-            step, "block-", files, paths, by_user.partition_block, arguments, bad
+            step, PASSING, files, paths, by_user.partition_block, arguments, bad
         ):
             blocks.append(path)
             rows += result["rows"]
@@ -153,15 +159,14 @@ class Build:
 
     def _write_held_out(self, step: Step) -> Path:
         """Writes the table of the domains' users, who are to be left out of everything else."""
-        hashes = [np.zeros(0, np.uint64)]
-        for files in self._plan.domains.values():
-            for path in files.find(self._plan.source_folder):
+        users = [pa.array([], pa.large_string())]
+        for name, files in self._plan.domains.items():
+            for path in self._keys.domain_paths[name]:
                 for block in files.blocks(path, BLOCK_BYTES):
-                    hashes.append(hash_of(words_of(read_rows(block, files)[0].users)))
-        distinct = np.unique(np.concatenate(hashes))
+                    users.append(read_rows(block, files)[0].users.unique())
         folder = step.folder / "held_out"
         folder.mkdir(exist_ok=True)
-        id_table(distinct, np.arange(len(distinct))).save(folder)
+        id_table(pa.concat_arrays(users).unique()).save(folder)
         return folder
 
     def _k_core(self, step: Step, users: Sequence[str], n_rows: int) -> tuple[list[str], int]:
@@ -190,7 +195,7 @@ class Build:
         order, rejected = plan.time_order, ratings.report.rejected
         about = datasets.Provenance(self._model(), parameters, self._keys.inputs, rejected, order)
         every_item = (
-            np.sort(IdTable.load(self._finished("metadata").folder).rows)
+            IdTable.load(self._finished("metadata").folder).first_rows
             if plan.whole_catalog and plan.item_core == 1
             else None
         )
@@ -206,7 +211,8 @@ class Build:
             tasks.append((folder, (key_of(size, plan.seed, plan.whole_catalog), arguments)))
         key = key_of(self._keys.ratings, self._keys.tokenize)
         records, written = self._workspace.folder / "scale", 0
-        for manifest in self._runner.run_datasets(records, key, datasets.sampled_dataset, tasks):
+        check = self._workspace.check_unchanged
+        for manifest in self._runner.run_datasets(records, key, datasets.sampled_dataset, tasks, check):
             written += sum(manifest["sizes"].values())
         log_ties(str(tasks[-1][0]), manifest["ties"])  # of all users; in the samples it is alike
         return self._report("scale", n_interactions, n_interactions, {}, [], written)
@@ -215,7 +221,7 @@ class Build:
         plan, texts, table = self._plan, self._catalog(), self._finished("metadata").folder
         order, tasks, bad, rows_in = plan.time_order, [], BadRows(plan.max_bad_rows), 0
         for name, files in plan.domains.items():
-            before, paths = Counter(bad.counts), files.find(plan.source_folder)
+            before, paths = Counter(bad.counts), self._keys.domain_paths[name]
             rows_in += _check_log(files, paths, bad)
             parameters = {"pipeline": plan.name, "drop_without_metadata": plan.drop_without_metadata}
             inputs = [*self._keys.items, *self._keys.domains[name]]
@@ -226,7 +232,8 @@ class Build:
         bad.finish()
         records, key = self._workspace.folder / "downstream", self._keys.tokenize
         written, rows_out, rejected = 0, 0, Counter[str]()
-        made = self._runner.run_datasets(records, key, datasets.domain_dataset, tasks)
+        check = self._workspace.check_unchanged
+        made = self._runner.run_datasets(records, key, datasets.domain_dataset, tasks, check)
         for (folder, _), manifest in zip(tasks, made, strict=True):
             log_ties(str(folder), manifest["ties"])
             written += sum(manifest["sizes"].values())
@@ -258,13 +265,14 @@ class Build:
         self, step: Step, rows: int, rows_out: int, rejected: Mapping[str, int], bad: BadRows | None, result: Any
     ) -> None:
         """Records a finished step: good rows that it read, rows that it wrote, what it left out and why."""
+        self._workspace.check_unchanged()
         counts, examples = Counter(bad.counts if bad else {}), bad.examples if bad else []
         if bad and bad.listed:
             listed = step.folder / "bad_rows.tsv"
             lines = (f"{path}\t{row.line}\t{row.reason}\t{row.text}" for path, row in bad.listed)
             write_text(listed, "\n".join(lines) + "\n")
             for reason, count in counts.items():
-                first = next(example for example in examples if reason in example)
+                first = next(example for example in examples if f": {reason}: " in example)
                 logging.warning("%d rows left out, listed in %s; the first: %s", count, listed, first)
         written = sum(path.stat().st_size for path in step.folder.rglob("*") if path.is_file())
         total = {reason: count for reason, count in {**rejected, **counts}.items() if count}

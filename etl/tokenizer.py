@@ -1,6 +1,8 @@
 """Tokenizers for datasets: trained on texts, or read from a file, a dataset or a run."""
 
+import errno
 import io
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -31,7 +33,11 @@ def load(path: Path) -> Tokenizer:
         InputError: it is missing or no such model.
     """
     file = file_of(path)
-    return Tokenizer(file.read_bytes(), str(file))
+    if not (model := file.read_bytes()):
+        raise InputError(
+            f"{file}: is empty, as of a dataset without text; bind TOKENIZER to a SentencePiece .model file"
+        )
+    return Tokenizer(model, str(file))
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -62,5 +68,7 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
+        if os.strerror(errno.EAGAIN) in str(error):  # There is no memory for a thread, whatever the size.
+            raise
         raise InputError(f"VOCAB_SIZE = {vocab_size}: {' '.join(str(error).split())[-160:]}") from error
     return Tokenizer(out.getvalue())

@@ -6,12 +6,16 @@ import random
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 
+from etl.ids import hash_of, strings_of, words_of
 from etl.raw.interaction_files import InteractionFiles, read_rows
 
 T = 1_500_000_000
+LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 PIECES = [
     '"',
     '""',
@@ -84,3 +88,15 @@ def read_back(path: Path, block_bytes: int, **bindings) -> tuple[list, list, int
         bad += [row._replace(line=lines + row.line) for row in wrong]
         lines += n_lines
     return good, bad, lines
+
+
+def with_the_hash_of(victim: str, tries: int = 2_000_000) -> list[str]:
+    """Other ids of an id's 64-bit hash, in printable ASCII: what whoever names a user or an item can make up."""
+    words = words_of(pa.array([victim]))
+    first = np.random.default_rng(0).choice(np.frombuffer(LETTERS, np.uint8), (tries, 8)).view("<u8").ravel()
+    before = [first, *(np.repeat(word, tries) for word in words[1:-1])]
+    # A hash adds a word to that of the words before it, and then mixes.
+    last = (hash_of(words[:-1]) + words[-1] - hash_of(before)).astype("<u8")
+    text = last.view(np.uint8).reshape(-1, 8)
+    good = ((text > 32) & (text < 127) & (text != 34) & (text != 44) & (text != 92)).all(axis=1)
+    return strings_of([word[good] for word in (*before, last)]).to_pylist()

@@ -394,15 +394,53 @@ def test_a_dataset_that_was_removed_is_made_again(etl, raw, tmp_path):
     assert datasets_of(tmp_path / "out") == before
 
 
-def test_missing_intermediate_files_are_named_with_what_to_do(etl, raw, tmp_path):
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 16
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "metadata/000-00000.arrow": flip,
+    "metadata/hashes.npy": Path.unlink,
+    "metadata/ids.arrow": lambda path: path.write_bytes(b""),
+    "tokenizer/tokenizer.model": flip,
+    "tokenize/000-00000.arrow": Path.unlink,
+    "ratings/users-00000.arrow": lambda path: os.truncate(path, 100),
+    "ratings/held_out/ids.arrow": flip,
+}
+
+
+def test_damaged_intermediate_files_are_named_and_made_again(etl, raw, tmp_path):
     assert etl(raw).returncode == 0
-    for path in (tmp_path / "out" / ".etl" / "amazon" / "tokenize").glob("*.arrow"):
-        path.unlink()
+    assert etl(raw, "undisturbed", SIZES="[10, 20]").returncode == 0
+    folder = tmp_path / "out" / ".etl" / "amazon"
+    for name, damage in DAMAGE.items():
+        damage(folder / name)
     done = etl(raw, SIZES="[10, 20]")
-    assert done.returncode == 2
-    assert "tokenize/000-00000.arrow" in done.stderr
-    assert f"remove {tmp_path / 'out' / '.etl' / 'amazon'} too, to begin afresh" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 0, done.stderr
+    for name in ("tokenizer/tokenizer.model", "tokenize/000-00000.arrow"):
+        step = name.split("/")[0]
+        assert f"{folder / name}: is missing, or not as it was written; the step {step!r} is run again" in done.stderr
+    assert done.stderr.count("is run again") == 4
+    assert datasets_of(tmp_path / "out") == datasets_of(tmp_path / "undisturbed")
+    assert etl(raw, SIZES="[10, 20]").stderr.count("is finished already") == 4
+
+
+def test_a_damaged_dataset_is_named_and_made_again(etl, raw, tmp_path):
+    assert etl(raw).returncode == 0
+    before = datasets_of(tmp_path / "out")
+    flip(tmp_path / "out" / "amazon-10" / "items.arrow")
+    (tmp_path / "out" / "amazon-full" / "interactions.arrow").unlink()
+    os.truncate(tmp_path / "out" / "amazon-beauty" / "tokenizer.model", 9)
+    (tmp_path / "out" / ".etl" / "amazon" / "downstream" / "amazon-sports.json").write_text("{}")
+    done = etl(raw)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(" is made again (") == 4
+    assert "amazon-10: is made again (" in done.stderr
+    assert "amazon-10/items.arrow: its checksum is not the manifest's" in done.stderr
+    assert datasets_of(tmp_path / "out") == before
+    assert etl(raw).stderr.count("is there already") == 4
 
 
 @pytest.mark.slow
@@ -489,6 +527,7 @@ BINDINGS = {
     "ItemFiles.required = 'name': is not among ItemFiles.texts": {"ItemFiles__required": "'name'"},
     "TIES = 'days': must be 'file' or 'random'": {"TIES": "'days'"},
     "SEED = -1: must be a whole number": {"SEED": "-1"},
+    "NAME = '../amazon': is no name of a folder in OUTPUT": {"Plan__name": "'../amazon'"},
 }
 
 
@@ -507,7 +546,7 @@ def test_an_output_of_another_schema_is_refused(etl, raw, tmp_path):
     schema = tmp_path / "out" / ".etl" / "schema.json"
     kept = schema.read_text()
     schema.write_text('{"schema_version": 99}')
-    assert "schema version 99, but this program writes 2" in etl(raw).stderr
+    assert "schema version 99, but this program writes 3" in etl(raw).stderr
     schema.write_text(kept)
     manifest = tmp_path / "out" / "amazon-10" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"schema_version": 3', '"schema_version": 2'))

@@ -1,10 +1,11 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from tables import with_the_hash_of
 
 from etl.arrow_files import read_table
 from etl.by_user import group_partition, order_by_user_and_time, partition_bits, partition_block
-from etl.ids import hash_of, id_table, words_of
+from etl.ids import hash_of, id_table
 from etl.raw.interaction_files import InteractionFiles
 from etl.time_order import TimeOrder
 
@@ -13,7 +14,7 @@ FILES = InteractionFiles(["log.csv"], "user", "item", "time", None, ["user", "it
 
 def save_table(folder, ids):
     folder.mkdir()
-    id_table(hash_of(words_of(pa.array(ids))), np.arange(len(ids))).save(folder)
+    id_table(pa.array(ids, pa.large_string())).save(folder)
     return folder
 
 
@@ -79,6 +80,33 @@ def test_random_ties_depend_on_seed_user_and_item_alone(tmp_path, log):
         assert random["timestamps"] == other_seed["timestamps"] == in_file["timestamps"]
         pairs = [sorted(zip(row["timestamps"], row["items"], strict=True)) for row in (random, other_seed, in_file)]
         assert pairs[0] == pairs[1] == pairs[2]
+
+
+def test_users_and_items_of_one_hash_are_told_apart(tmp_path):
+    user, item = "A1B2C3D4E5F6G7", "B0000001AAAAAAAA"
+    users, items = with_the_hash_of(user)[:3], with_the_hash_of(item)[:3]
+    rows = [(user, item), (user, items[0]), (users[0], items[1]), (users[0], item), (users[1], items[2]), (user, item)]
+    rows = [(*row, int(1.5e12) + place) for place, row in enumerate(rows)]
+    path = tmp_path / "log.csv"
+    path.write_text("".join(f"{user},{item},{time}\n" for user, item, time in rows))
+    catalog = save_table(tmp_path / "items", [items[1], "other", item])
+    held_out = save_table(tmp_path / "held", ["nobody", users[1], users[2]])
+    (block,) = FILES.blocks(path, 1 << 20)
+    counts = partition_block(tmp_path / "block.arrow", block, FILES, catalog, 0, TimeOrder())
+    assert counts["without_item"] == 2
+    found = group_partition(tmp_path / "users.arrow", [tmp_path / "block.arrow"], 0, held_out, 1)
+    table = read_table(tmp_path / "users.arrow")
+    assert dict(zip(*table.select(["user_id", "items"]).to_pydict().values(), strict=True)) == {
+        user: [2, 2],
+        users[0]: [0, 2],
+    }
+    assert found["rejected"]["user is held out"] == 0
+    assert len(set(table["user_hash"].to_pylist())) == 1
+    path.write_text(f"{users[1]},{item},1500000000000\n")
+    (block,) = FILES.blocks(path, 1 << 20)
+    partition_block(tmp_path / "block.arrow", block, FILES, catalog, 0, TimeOrder())
+    found = group_partition(tmp_path / "users.arrow", [tmp_path / "block.arrow"], 0, held_out, 1)
+    assert found["rejected"]["user is held out"] == 1
 
 
 def test_the_quick_order_is_the_general_one():

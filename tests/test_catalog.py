@@ -1,6 +1,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from tables import with_the_hash_of
 
 from etl import tokenizer
 from etl.arrow_files import read_table, write_batches
@@ -27,8 +28,25 @@ def parts(tmp_path):
 def test_an_item_listed_again_keeps_its_first_row(parts, tmp_path):
     starts, again = index_catalog(parts, [3, 4], tmp_path)
     assert (starts, again) == ([0, 3, 7], 1)
-    found = IdTable.load(tmp_path).find(hash_of(words_of(pa.array(["a", "b", "e", "f", "g"]))))
-    assert found.tolist() == [0, 1, 5, 6, -1]
+    assert found_in(tmp_path, ["a", "b", "e", "f", "g"]) == [0, 1, 5, 6, -1]
+
+
+def found_in(folder, ids: list[str]) -> list[int]:
+    asked = pa.array(ids)
+    return IdTable.load(folder).find(hash_of(words_of(asked)), lambda places: asked.take(pa.array(places))).tolist()
+
+
+def test_an_item_of_the_hash_of_another_is_an_item_of_its_own(tmp_path):
+    victim = "B0000001AAAAAAAA"
+    crafted = with_the_hash_of(victim)[:3]
+    parts = [tmp_path / f"{place}.arrow" for place in range(3)]
+    listed = [[crafted[0], "x"], [], [victim, crafted[1], "x", crafted[0], crafted[1]]]
+    for part, ids in zip(parts, listed, strict=True):
+        batch = pa.record_batch({"item_id": pa.array(ids, pa.string())})
+        write_batches(part, batch.schema, [batch])
+    assert index_catalog(parts, [2, 0, 5], tmp_path) == ([0, 2, 2, 7], 3)
+    assert found_in(tmp_path, [victim, *crafted, "x"]) == [2, 0, 3, -1, 1]
+    assert IdTable.load(tmp_path).first_rows.tolist() == [0, 1, 2, 3]
 
 
 def test_tokens_of_words_are_those_of_whole_texts(parts, tmp_path):

@@ -66,6 +66,18 @@ def test_a_missing_file_is_fetched_and_one_that_is_there_left_alone(tmp_path, se
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
+def test_a_name_that_leads_elsewhere_and_a_link_are_left_alone(tmp_path, serve):
+    server, folder = serve(), tmp_path / "raw"
+    folder.mkdir()
+    for name in ("../a", "/a", "b/a", "..", ""):
+        with pytest.raises(InputError, match="is no file's name, but leads elsewhere"):
+            download(folder, {name: server.url}, {})
+    (folder / "a").symlink_to(tmp_path / "nowhere")
+    assert download(folder, {"a": server.url}, {}) == {}
+    assert (folder / "a").is_symlink()
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
 @pytest.mark.parametrize("ranges", [True, False])
 def test_an_interrupted_transfer_goes_on(tmp_path, serve, ranges):
     server = serve(most=500_000, ranges=ranges)

@@ -44,3 +44,27 @@ def test_a_source_that_is_missing_or_has_no_text_is_told_and_nothing_written(tmp
     assert not (tmp_path / "x.model").exists()
     with pytest.raises(InputError, match="is a folder"):
         train_tokenizer([first], str(tmp_path))
+
+
+def test_only_a_tokenizer_is_replaced_and_a_link_stays(tmp_path):
+    first = source(tmp_path / "a", ["lantern"] * 30)
+    for name, text in (("thesis.txt", "precious"), ("x.inter", "user_id:token\n")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputError, match=f"{name}: is there and is no tokenizer; bind OUTPUT to another file"):
+            train_tokenizer([first], str(tmp_path / name), vocab_size=40)
+        assert (tmp_path / name).read_text() == text
+    (tmp_path / "link.model").symlink_to(tmp_path / "disk.model")
+    with pytest.raises(InputError, match="is a link to nothing"):
+        train_tokenizer([first], str(tmp_path / "link.model"), vocab_size=40)
+    made = train_tokenizer([first], str(tmp_path / "disk.model"), vocab_size=40).model
+    train_tokenizer([source(tmp_path / "b", ["thimble"] * 30)], str(tmp_path / "link.model"), vocab_size=40)
+    assert (tmp_path / "link.model").is_symlink()
+    assert (tmp_path / "disk.model").read_bytes() != made
+
+
+def test_a_damaged_source_is_named(tmp_path):
+    convert(source=source(tmp_path / "a", ["lantern"] * 30), output=str(tmp_path / "data"), vocab_size=40)
+    items = tmp_path / "data" / "items.arrow"
+    items.write_bytes(bytes(items.stat().st_size))
+    with pytest.raises(InputError, match=r"items\.arrow: its checksum is not the manifest's"):
+        train_tokenizer([str(tmp_path / "data")], str(tmp_path / "x.model"), vocab_size=40)

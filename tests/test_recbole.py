@@ -1,13 +1,15 @@
 """Atomic files to a dataset, with every trap that the format holds."""
 
+import errno
 import json
+import os
 
 import numpy as np
 import pyarrow.compute as pc
 import pytest
 from conftest import shared_file
 
-from etl import tokenizer
+from etl import dataset_writer, recbole, tokenizer
 from etl.recbole import convert
 from seqrec_jax.data.store import open_dataset
 from seqrec_jax.errors import InputError
@@ -206,6 +208,9 @@ BAD = {
     ),
     r"x\.inter: has no rows": lambda source: (source / "x.inter").write_text(INTERACTIONS.split("\n")[0] + "\n"),
     r"x\.inter: has no header, nor anything else": lambda source: (source / "x.inter").write_text(""),
+    r"x\.inter, line 3: column 'user_id' is an id with a NUL": replaced("x.inter", "u2\ta", "u1\0\ta"),
+    r"x\.inter, line 4: column 'item_id' is an id with a NUL": replaced("x.inter", "u1\ta\t3", "u1\ta\0\t3"),
+    r"x\.item, line 3: column 'item_id' is an id with a NUL": replaced("x.item", "b\t\t", "\0b\t\t"),
     r"none of its items is in the \.item file": lambda source: (source / "x.inter").write_text(
         INTERACTIONS.split("\n")[0] + "\nu\tq\t1\t1\n"
     ),
@@ -230,11 +235,93 @@ def test_an_output_that_is_no_dataset_is_left_alone(source):
     assert (output / "thesis.txt").read_text() == "precious"
 
 
+def test_a_link_is_followed_and_what_killed_runs_left_is_settled(source):
+    folder, link = source.parent / "disk" / "shop", source.parent / "dataset"
+    folder.mkdir(parents=True)
+    link.symlink_to(folder)
+    for _ in range(2):
+        run(source)
+        assert link.is_symlink()
+        assert open_dataset(folder, verify=True).n_users == 3
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    os.replace(folder, folder.with_name(".shop.old-999999999"))
+    (folder.parent / ".shop.partial-999999999").mkdir()
+    (folder.parent / ".shop.partial-999999999" / "items.arrow").write_text("half")
+    (folder.parent / ".shop.mine").mkdir()
+    with pytest.raises(InputError, match="no such tokenizer"):
+        run(source, tokenizer_from="nowhere")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert sorted(path.name for path in folder.parent.iterdir()) == [".shop.mine", "shop"]
+
+
+def test_a_file_that_changes_while_it_is_read_is_named_and_nothing_written(source, monkeypatch):
+    read = recbole._read_interactions
+
+    def and_then(path, *arguments):
+        found = read(path, *arguments)
+        with path.open("a") as file:
+            file.write("u9\ta\t1\t50\n")
+        return found
+
+    monkeypatch.setattr(recbole, "_read_interactions", and_then)
+    with pytest.raises(InputError, match=r"x\.inter: has changed while it was read; run the same command again"):
+        run(source)
+    assert not (source.parent / "dataset").exists()
+    monkeypatch.undo()
+    manifest, _ = run(source)
+    assert manifest["counts"]["users"] == 4
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError("32769 requested and 32736 written"),
+        MemoryError(),
+        PermissionError(errno.EACCES, "Permission denied", "x"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line_and_leaves_what_was_there(source, monkeypatch, error):
+    _, output = run(source)
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+
+    def failing(path, *_):
+        path.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(dataset_writer, "_write_arrow", failing)
+    with pytest.raises(InputError, match=r"(dataset|x): .* run the same command again .*\(nothing was written\)"):
+        run(source)
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    assert sorted(path.name for path in source.parent.iterdir()) == ["dataset", "raw"]
+
+
+def test_a_full_disk_is_one_line(source, run_module):
+    import resource
+
+    size = 2_000
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        done = run_module(
+            "etl.main", "gin/etl_recbole.gin", SOURCE=repr(str(source)), OUTPUT="'out'", VOCAB_SIZE="60"
+        )  # fmt: skip
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert done.returncode == 2
+    assert "error: out: no space is left on the disk; free some and" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in source.parent.iterdir()) == ["raw"]
+
+
 def test_a_wrong_tokenizer_is_refused(source):
     with pytest.raises(InputError, match="no such tokenizer"):
         run(source, tokenizer_from=str(source / "none.model"))
     with pytest.raises(InputError, match="is no SentencePiece model"):
         run(source, tokenizer_from=str(source / "x.item"))
+    (source / "empty.model").write_bytes(b"")
+    with pytest.raises(InputError, match=r"empty\.model: is empty, as of a dataset without text; bind TOKENIZER"):
+        run(source, tokenizer_from=str(source / "empty.model"))
 
 
 @pytest.mark.parametrize(

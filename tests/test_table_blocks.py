@@ -1,9 +1,11 @@
 import itertools
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from etl.raw import parquet_blocks
 from etl.raw.bad_rows import BadRow
 from etl.raw.interaction_files import InteractionFiles, read_rows
 from etl.raw.table_blocks import read_block, table_blocks
@@ -136,3 +138,62 @@ def test_blocks_of_a_csv_file_skip_the_header_once(tmp_path):
     found = [read_block(block, ["u"]).table["u"].to_pylist() for block in table_blocks(path, ["u"], None, 64)]
     assert len(found) > 3
     assert list(itertools.chain(*found)) == [str(n).encode() for n in range(100)]
+
+
+def bomb(path, titles, **options):
+    """A Parquet file of few bytes, whose rows are many."""
+    table = pa.table({"i": pa.array(np.arange(len(titles))), "title": titles})
+    parquet.write_table(table, path, store_schema=False, compression="zstd", **options)
+    return path
+
+
+def repeated(text: str, n: int, n_nulls: int = 0) -> pa.Array:
+    rows = pa.array(np.zeros(n, np.int32), mask=np.arange(n) < n_nulls)
+    return pa.DictionaryArray.from_arrays(rows, pa.array([text]))
+
+
+@pytest.mark.parametrize("n_nulls", [0, 1, 9_000])
+def test_a_text_that_a_parquet_file_has_once_but_means_often_is_read_in_pieces(tmp_path, monkeypatch, n_nulls):
+    monkeypatch.setattr(parquet_blocks, "_LARGEST_BLOCK", 1 << 20)
+    path = bomb(tmp_path / "items.parquet", repeated("x" * 10_000, 10_000, n_nulls))
+    assert path.stat().st_size < 100_000
+    blocks = list(table_blocks(path, ["i", "title"], None, 1 << 20))
+    assert sum(block.n for block in blocks) == 10_000
+    assert max(block.n for block in blocks) <= 1 << 20 // 10_000
+    tables = [read_block(block, ["i", "title"]).table for block in (blocks[0], blocks[-1])]
+    assert max(table.nbytes for table in tables) < 2 << 20
+    assert len(tables[1]["title"][-1].as_py()) == 10_000
+    whole = list(table_blocks(path, ["i"], None, 1 << 20))
+    assert [block.n for block in whole] == [10_000]
+
+
+def test_lists_of_such_texts_are_read_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet_blocks, "_LARGEST_BLOCK", 1 << 20)
+    offsets = pa.array([0] * 500 + list(range(501)), pa.int32())
+    lists = pa.ListArray.from_arrays(offsets, repeated("x" * 10_000, 500))
+    path = bomb(tmp_path / "items.parquet", lists)
+    blocks = list(table_blocks(path, ["title"], None, 1 << 20))
+    assert sum(block.n for block in blocks) == 1_000
+    assert max(read_block(block, ["title"]).table.nbytes for block in blocks) < 3 << 20
+
+
+@pytest.mark.parametrize("use_dictionary", [True, False])
+@pytest.mark.parametrize("n", [1, 40])
+def test_a_row_of_a_parquet_file_that_is_too_long_is_refused_unread(tmp_path, monkeypatch, use_dictionary, n):
+    monkeypatch.setattr(parquet_blocks, "LONGEST_RECORD", 2_000)
+    titles = pa.array(["x" * 99_000] + ["short"] * (n - 1))
+    path = bomb(tmp_path / "items.parquet", titles, use_dictionary=use_dictionary)
+    with pytest.raises(
+        InputError, match=r"items\.parquet, row group 1: a row of 0 MB is no row, where 0 MB are allowed"
+    ):
+        list(table_blocks(path, ["title"], None, 1 << 20))
+    assert len(list(table_blocks(path, ["i"], None, 1 << 20))) == 1
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.decimal128(9, 2), pa.binary(4), pa.timestamp("s"), pa.null(), pa.map_(pa.string(), pa.string())]
+)
+def test_columns_that_are_no_texts_are_read_as_ever(tmp_path, kind):
+    parquet.write_table(pa.table({"title": pa.nulls(3, kind)}), tmp_path / "items.parquet")
+    (block,) = table_blocks(tmp_path / "items.parquet", ["title"], None, 1 << 20)
+    assert read_block(block, ["title"]).table.num_rows == 3

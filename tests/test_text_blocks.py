@@ -2,6 +2,7 @@ import gzip
 
 import pytest
 
+from etl.raw import text_blocks as module
 from etl.raw.text_blocks import text_blocks
 from seqrec_jax.errors import InputError
 
@@ -41,3 +42,43 @@ def test_a_byte_order_mark_is_no_part_of_the_line_that_tells_what_ends_lines(tmp
     path.write_bytes(mark + b'"a\rb",c\n"d",e\n')
     (block,) = text_blocks(path, delimiter=b",")
     assert not block.returns
+
+
+LONG = {
+    "items.csv": (b"id,title\na,x\n", b'"b","two\nlines"\nc,', b"z", 5),
+    "items.jsonl": (b'{"id": "a"}\n\n', b'{"id": "b", "title": "', b"z", 3),
+    "marks.csv": (b"id\n", b"", b'"', 2),
+    "fields.csv": (b"id\n", b"", b'"' + b"z" * 30 + b'",', 2),
+    "returns.tsv": (b"id\ttitle\ra\tb\r", b"", b"z", 3),
+    "only.csv": (b"", b"", b"z", 1),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("block_bytes", [100, 1 << 15])
+def test_a_line_without_end_is_refused_with_its_place(tmp_path, monkeypatch, name, packed, block_bytes):
+    monkeypatch.setattr(module, "LONGEST_RECORD", 2_000)
+    before, record, more, line = LONG[name]
+    path = tmp_path / (f"{name}.gz" if packed else name)
+    data = before + record + more * (5 * (2_000 + block_bytes) // len(more))
+    path.write_bytes(gzip.compress(data) if packed else data)
+    found = []
+    with pytest.raises(InputError, match=rf"{path.name}, line {line}: is longer than 0 MB, so it is no row; remove it"):
+        found += text_blocks(path, block_bytes, None if "jsonl" in name else b"\t" if "tsv" in name else b",")
+    path.write_bytes(gzip.compress(before + b"\n") if packed else before + b"\n")
+    list(text_blocks(path, block_bytes))
+
+
+def test_no_more_than_a_record_is_unpacked_of_a_bomb(tmp_path):
+    import tracemalloc
+
+    path = tmp_path / "items.csv.gz"
+    with gzip.open(path, "wb", 1) as file:
+        for _ in range(6):
+            file.write(bytes(16 << 20))
+    tracemalloc.start()
+    with pytest.raises(InputError, match="line 1: is longer than 32 MB"):
+        list(text_blocks(path))
+    assert tracemalloc.get_traced_memory()[1] < 150 << 20  # of 96 MB, in an array of which each byte is looked at
+    tracemalloc.stop()

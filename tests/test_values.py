@@ -152,6 +152,31 @@ def test_numbers_outside_are_outside_in_every_type():
         assert (found < values.FIRST_SECOND * NS).all()
 
 
+@pytest.mark.parametrize(
+    ("data", "kind", "unit", "other"),
+    [
+        ([T * 1_000, T, 9], pa.int64(), "s", "ms"),
+        ([T, T * 1_000, 9], pa.int64(), "ms", "s"),
+        ([f"{T}.5", str(T * 1_000), "x"], pa.string(), "ms", "s"),
+        ([T * 1e6, T, -1.0], pa.float64(), "s", "us"),
+        ([T * NS, T * 1_000, None], pa.uint64(), "ms", "ns"),
+    ],
+)
+def test_times_in_another_unit_are_told_from_those_that_are_in_none(data, kind, unit, other):
+    rows = column(data, kind)
+    found, none = values.times(rows, unit, "log")
+    faults = values.of_another_unit(rows, unit, ~none & (found < 0))
+    reason = f"timestamp is outside 1995..2035 in InteractionFiles.unit = {unit!r}, but not in {other!r}"
+    assert {words: fault.tolist() for words, fault in faults.items() if fault.any()} == {reason: [True, False, False]}
+
+
+def test_dates_outside_are_in_no_other_unit():
+    for data, kind in (([0], pa.date32()), ([2**40], pa.timestamp("s")), (["1970-01-01"], pa.string())):
+        faults = values.of_another_unit(column(data, kind), "iso", np.array([True]))
+        assert not any(fault.any() for fault in faults.values())
+    assert values.of_another_unit(column([T]), "s", np.array([False])) == {}
+
+
 @pytest.mark.parametrize("kind", [pa.bool_(), pa.time32("s"), pa.duration("s"), pa.list_(pa.int64())])
 def test_a_type_that_is_no_time_is_refused(kind):
     with pytest.raises(InputError, match=r"log has type .*, which is no time"):

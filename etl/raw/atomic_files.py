@@ -72,7 +72,7 @@ def read(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> A
 
     Raises:
         InputError: the file is empty, lacks a column or has one twice, has a row of another width, a value that is not
-            UTF-8, or an empty id.
+            UTF-8, or an id that is empty or holds a NUL character.
     """
     tables, lines, before, columns = [], [], 0, None
     for block in csv_blocks(path, b"\t", None, BLOCK_BYTES, quoted=False):
@@ -92,6 +92,8 @@ def read(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> A
             rows.refuse(int(np.flatnonzero(wrong)[0]), name, "not UTF-8")
         if name.endswith("_id") and (empty := pc.index(text, "").as_py()) >= 0:
             rows.refuse(empty, name, "empty")
+        if name.endswith("_id") and (nul := pc.index(pc.match_substring(text, "\0"), True).as_py()) >= 0:
+            rows.refuse(nul, name, "an id with a NUL character")
         rows = rows._replace(table=rows.table.set_column(place, name, text))
     return rows
 

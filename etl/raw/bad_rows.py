@@ -56,7 +56,7 @@ class BadRows:
         Raises:
             InputError: more bad rows than the bound allows.
         """
-        self._rows += rows
+        self._rows, path = self._rows + rows, shown(path)
         for row in bad:
             line = lines_before + row.line
             if len(self.listed) < _MOST_LISTED:

@@ -10,6 +10,7 @@ from pathlib import Path
 from absl import logging
 
 from etl.progress import progress
+from etl.raw.files import is_name
 from seqrec_jax.data.format import sha256_of
 from seqrec_jax.errors import InputError
 
@@ -34,7 +35,9 @@ def download(source: Path, urls: Mapping[str, str], checksums: Mapping[str, str]
     fetched = {}
     for name, url in urls.items():
         target = source / name
-        if target.exists():
+        if not is_name(name):
+            raise InputError(f"Gin binding Plan.urls: {name!r} is no file's name, but leads elsewhere")
+        if os.path.lexists(target):
             continue
         source.mkdir(parents=True, exist_ok=True)
         partial = source / f".{name}.partial"

@@ -1,11 +1,16 @@
 """Finds the raw files of a source, and tells their format by their names."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from seqrec_jax.errors import InputError
 
 _KINDS = {".csv": "csv", ".tsv": "tsv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+
+def is_name(text: str) -> bool:
+    """Whether a text names something in a folder, and leads nowhere else."""
+    return text not in ("", "..") and "\0" not in text and Path(text).name == text
 
 
 def kind_of(path: Path) -> str:
@@ -65,3 +70,16 @@ def _files_of(place: Path) -> list[Path]:
         return [place]
     inside = ((path, path.relative_to(place).parts) for path in sorted(place.rglob("*")) if path.is_file())
     return [path for path, parts in inside if path.stat().st_size and all(part[0] not in "_." for part in parts)]
+
+
+def identity_of(path: Path) -> list[int]:
+    """What changes with a file's content: its size, its times, of which the second cannot be set back, its inode."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def check_unchanged(identities: Mapping[Path, list[int]]) -> None:
+    """Raises an InputError where a file is not what it was when it was hashed."""
+    for path, identity in identities.items():
+        if identity_of(path) != identity:
+            raise InputError(f"{path}: has changed while it was read; run the same command again")

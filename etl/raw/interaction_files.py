@@ -112,6 +112,7 @@ def read_rows(block: Block, files: InteractionFiles) -> tuple[Rows, list[BadRow]
     items, no_item = values.ids(table[files.item], "item id", where(files.item))
     faults = {
         "timestamp is no date" if files.unit == "iso" else "timestamp is no number": no_time,
+        **values.of_another_unit(table[files.timestamp], files.unit, outside),
         "timestamp is outside 1995..2035": outside,
         **no_user,
         **no_item,

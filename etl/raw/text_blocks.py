@@ -14,6 +14,7 @@ from etl.raw.quoting import end_of_records, ends_with_returns
 from seqrec_jax.errors import InputError
 
 BLOCK_BYTES = 16 << 20
+LONGEST_RECORD = 32 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _BYTES_TO_JUDGE = 1 << 16
@@ -71,6 +72,16 @@ def _opened(path: Path) -> Iterator[tuple[BufferedReader, BufferedReader]]:
                 yield raw, twice
 
 
+def _line_at(path: Path, position: int, returns: bool) -> int:
+    """The line, counted from 1, at a position of the text."""
+    line = 1
+    with _opened(path) as (_, file):
+        while position and (text := file.read(min(position, BLOCK_BYTES))):
+            position -= len(text)
+            line += text.count(b"\n") + (text.count(b"\r") - text.count(b"\r\n") if returns else 0)
+    return line
+
+
 def text_blocks(path: Path, block_bytes: int = BLOCK_BYTES, delimiter: bytes | None = None) -> Iterator[TextBlock]:
     """Cuts a file into blocks of about block_bytes (of text), in the file's order, without a byte order mark.
 
@@ -81,7 +92,8 @@ def text_blocks(path: Path, block_bytes: int = BLOCK_BYTES, delimiter: bytes | N
             record.
 
     Raises:
-        InputError: a compressed file is truncated or damaged; raised when the blocks before it have been given.
+        InputError: a compressed file is truncated or damaged, or a record is longer than `LONGEST_RECORD`; raised when
+            the blocks before it have been given.
     """
     told, compressed = 0, path.suffix == ".gz"
     try:
@@ -98,6 +110,9 @@ def text_blocks(path: Path, block_bytes: int = BLOCK_BYTES, delimiter: bytes | N
                 is_whole = not (text and file.peek(1))
                 pending = b"".join((pending, text)) if pending else text
                 cut = len(pending) if is_whole else end_of_records(pending, delimiter, returns)
+                if not cut and len(pending) > LONGEST_RECORD:
+                    place = f"{path}, line {_line_at(path, start, returns)}"
+                    raise InputError(f"{place}: is longer than {LONGEST_RECORD >> 20} MB, so it is no row; remove it")
                 if cut:
                     at = raw.tell() if compressed else start + cut
                     data = pending[:cut] if compressed else None

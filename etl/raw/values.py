@@ -171,6 +171,24 @@ def times(column: pa.ChunkedArray, unit: str, where: str) -> tuple[np.ndarray, n
     raise InputError(f"{where} has type {kind}, which is no {what}")
 
 
+def of_another_unit(column: pa.ChunkedArray, unit: str, outside: np.ndarray) -> Faults:
+    """Which of the times outside 1995 to 2035 are within it in another unit, as where two units are mixed.
+
+    Args:
+        column: as of `times`.
+        unit: in which they are outside.
+        outside: [n] bool.
+    """
+    faults = {}
+    for other in UNITS_PER_SECOND if outside.any() else ():
+        if other != unit:
+            within = outside.copy()
+            within[outside] = times(column.filter(pa.array(outside)), other, "")[0] >= 0
+            reason = f"timestamp is outside 1995..2035 in InteractionFiles.unit = {unit!r}, but not in {other!r}"
+            faults[reason] = within
+    return faults
+
+
 def _in_unit(values: np.ndarray, unit: str) -> np.ndarray:
     """Which times lie from 1995 to 2035."""
     units = UNITS_PER_SECOND[unit]

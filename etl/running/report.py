@@ -4,12 +4,14 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from absl import logging
 from rich.console import Console
 from rich.table import Table
 
-from seqrec_jax.files import write_text
+from seqrec_jax.errors import InputError
+from seqrec_jax.files import read_json, write_text
 
 REPORT = "etl_report.json"
 _WIDTH = 120
@@ -42,9 +44,19 @@ class StepReport(NamedTuple):
 def write_report(output: Path, steps: Sequence[StepReport]) -> None:
     """Writes `OUTPUT/etl_report.json`; steps that it has from earlier runs and that these are not stay in it."""
     path = output / REPORT
-    earlier = json.loads(path.read_text())["steps"] if path.exists() else []
-    by_name = {step["step"]: step for step in [*earlier, *(step._asdict() for step in steps)]}
+    by_name = {step["step"]: step for step in [*_earlier(path), *(step._asdict() for step in steps)]}
     write_text(path, json.dumps({"steps": list(by_name.values())}, indent=2) + "\n")
+
+
+def _earlier(path: Path) -> list[dict[str, Any]]:
+    """The steps of an earlier report; none, and a warning, where it is damaged."""
+    try:
+        steps = read_json(path, "it is written anew")["steps"] if path.exists() else []
+        return [step for step in steps if step["step"]]
+    except (InputError, KeyError, TypeError) as error:
+        what = error if isinstance(error, InputError) else f"{path}: is no report; it is written anew"
+        logging.warning("%s", what)
+        return []
 
 
 def print_report(steps: Sequence[StepReport]) -> None:

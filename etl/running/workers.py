@@ -151,8 +151,7 @@ def in_order(
     executor: Executor,
     at_a_time: int,
     function: Callable[..., Result],
-    tasks: Iterable[tuple[str, tuple[Any, ...]]],
-    finished: Callable[[str], Result | None],
+    tasks: Iterable[tuple[str, tuple[Any, ...], Result | None]],
     commit: Callable[[str, Result], None],
 ) -> Iterator[Result]:
     """The results of named tasks in their order; tasks are drawn as workers come free, so few are held at a time.
@@ -161,8 +160,7 @@ def in_order(
         executor: runs them.
         at_a_time: how many it runs at a time.
         function: a pure function that writes its output whole or not at all.
-        tasks: name and arguments of each.
-        finished: the result of a task that an earlier run has finished, or None.
+        tasks: name and arguments of each, and its result where an earlier run has finished it.
         commit: is called with each new result, in order.
 
     Raises:
@@ -180,8 +178,7 @@ def in_order(
         return outcome
 
     try:
-        for name, arguments in tasks:
-            result = finished(name)
+        for name, arguments, result in tasks:
             pending.append((name, executor.submit(function, *arguments) if result is None else result))
             if len(pending) > at_a_time + 1:
                 yield settle()

@@ -1,28 +1,41 @@
 """What is finished and what is not: the folder of intermediate results, which an interrupted run goes on from.
 
 `OUTPUT/.etl/NAME` holds a folder per step. A step's `key` says what its result depends on: the hashes of its inputs,
-its parameters, and the keys of the steps before. Results of tasks appear by rename, each with a record; a step whose
-key has changed begins afresh.
+its parameters, and the keys of the steps before. Results of tasks appear by rename, each with a record of its checksum;
+what is not as it was written is made again. A step whose key has changed begins afresh.
 """
 
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from etl import dataset_writer
-from etl.running.report import StepReport
-from seqrec_jax.errors import InputError
-from seqrec_jax.files import write_text
+from absl import logging
 
-SCHEMA_VERSION = 2
-FOLDER = ".etl"
+from etl import output_folder
+from etl.dataset_writer import input_record
+from etl.raw import files
+from etl.running.records import Checksum, checksum, is_whole, read_record, write_record
+from etl.running.report import StepReport
+from etl.running.workers import in_order
+from seqrec_jax.errors import InputError
+from seqrec_jax.files import read_json, write_text
+
+SCHEMA_VERSION = 3
+PASSING = "block-"
+"""What the names of files begin with that nobody needs once the step is finished."""
+
+_NANOSECONDS_TO_SETTLE = 2_000_000_000
+_PARTIAL = re.compile(r"\..+\.partial(-\d+)?")
+_KEPT = (".arrow", ".npy", ".model")
 
 
 def key_of(*parts: Any) -> str:
@@ -30,35 +43,47 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _read_json(path: Path) -> Any:
-    """A record's content, or None where there is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise InputError(f"{path}: is damaged ({error}); remove {path.parent} to redo this step") from error
+def _refuse_link(folder: Path) -> Path:
+    """The folder; an InputError where it is a link, as what lies behind it may be another's."""
+    if folder.is_symlink():
+        raise InputError(f"{folder}: is a link, which etl does not follow; remove it")
+    return folder
 
 
 class Step:
-    """A step's folder: the results of its tasks, each with a record, and the record of the whole."""
+    """A step's folder: the results of its tasks, each with a record, and the record of the whole.
 
-    def __init__(self, folder: Path, key: str):
-        self.folder, self.key = folder, key
-        record = _read_json(folder / "step.json")
-        if record is not None and record["key"] != key:
-            shutil.rmtree(folder)
-            record = None
-        for abandoned in folder.glob(".*"):  # What a killed run was writing.
-            abandoned.unlink()
-        if record is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / "step.json", json.dumps({"key": key, "report": None, "result": None}))
-        self._record = record or {"report": None, "result": None}
+    Args:
+        folder: of the step.
+        key: of what its result depends on.
+        raw: identities of the raw files that it reads: what an unfinished step has of other ones is not used.
+    """
+
+    def __init__(self, folder: Path, key: str, raw: Sequence[Sequence[int]] = ()):
+        self.folder, self.key = _refuse_link(folder), key
+        self._files: dict[str, Checksum] = {}
+        raw_now = list(map(list, raw))
+        begun: dict[str, Any] = {"key": key, "raw": raw_now, "report": None, "result": None, "files": {}}
+        record = read_record(folder / "step.json", f"remove {folder} to redo this step")
+        if record is None or record["key"] != key or (record["report"] is None and record["raw"] != raw_now):
+            if folder.exists():
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True)
+            record = begun
+            write_record(folder / "step.json", record)
+        self._record = record
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Removes what a killed run was writing and, of a finished step, what nobody needs any more."""
+        for path in self.folder.iterdir():
+            passing = path.suffix == ".arrow" and path.name.startswith(PASSING) and self.is_done
+            if (passing or path.suffix == ".text" or _PARTIAL.fullmatch(path.name)) and not path.is_dir():
+                path.unlink()
 
     @property
     def is_done(self) -> bool:
-        """Whether an earlier run has finished this step, from the same inputs and parameters."""
+        """Whether this step is finished, from the same inputs and parameters."""
         return self._record["report"] is not None
 
     @property
@@ -71,49 +96,110 @@ class Step:
         """Of a finished step: what the steps after it need to know."""
         return self._record["result"]
 
+    def damaged(self) -> Path | None:
+        """A file of a finished step that is missing, or not as it was written; None where all are whole."""
+        paths = {self._inside(name): expected for name, expected in self._record["files"].items()}
+        return next((path for path, expected in paths.items() if not is_whole(path, expected)), None)
+
+    def reopen(self) -> None:
+        """Begins a finished step again, with those results of its tasks that are whole."""
+        self._record = {**self._record, "report": None}
+
+    def _inside(self, name: str) -> Path:
+        """A file below the step's folder."""
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise InputError(f"{self.folder}: its record names {name!r}, which is not in it; remove {self.folder}")
+        return self.folder / name
+
     def path(self, task: str) -> Path:
         """Where a task's Arrow file goes."""
-        return self.folder / f"{task}.arrow"
+        return self._inside(f"{task}.arrow")
 
-    def finished(self, task: str) -> Any:
-        """The result of a task that an earlier run has finished, or None."""
-        return _read_json(self.folder / f"{task}.json")
+    def finished(self, task: str) -> dict[str, Any] | None:
+        """What an earlier run has committed of a task whose output is still whole, or None."""
+        path = self.path(task)
+        try:
+            record = read_record(path.with_suffix(".json"), "this part is made again")
+        except InputError as error:
+            logging.warning("%s", error)
+            return None
+        if record is None or not path.exists():
+            return None
+        if not is_whole(path, record["file"]):
+            logging.warning("%s: is not as it was written; it is made again", path)
+            return None
+        self._files[path.name] = record["file"]
+        return record
 
-    def commit(self, task: str, result: Any) -> None:
-        """Records that a task is finished."""
-        write_text(self.folder / f"{task}.json", json.dumps(result))
+    def commit(self, task: str, record: dict[str, Any]) -> None:
+        """Records that a task is finished: its `result`, and `file`, the checksum of its output."""
+        path = self.path(task)
+        write_record(path.with_suffix(".json"), record)
+        self._files[path.name] = record["file"]
 
     def finish(self, report: StepReport, result: Any) -> None:
-        """Records that the step is finished."""
-        self._record = {"key": self.key, "report": report._asdict(), "result": result}
-        write_text(self.folder / "step.json", json.dumps(self._record))
+        """Records that the step is finished, and the checksums of the files that it leaves to others."""
+        paths = [path for path in self.folder.rglob("*") if path.suffix in _KEPT and not path.name.startswith(PASSING)]
+        names = {str(path.relative_to(self.folder)): path for path in sorted(paths)}
+        sums = {name: self._files.get(name) or checksum(path) for name, path in names.items()}
+        self._record = {**self._record, "report": report._asdict(), "result": result, "files": sums}
+        write_record(self.folder / "step.json", self._record)
+        self._tidy()
 
 
 class Workspace:
-    """The folder of a pipeline's intermediate results."""
+    """The folder of a pipeline's intermediate results.
+
+    Attributes:
+        folder: where it lies.
+        identities: of the raw files, as `files.identity_of` has them, from before they were hashed.
+    """
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder = _refuse_link(folder)
         folder.mkdir(exist_ok=True)
-        self._fingerprints: dict[str, Any] = _read_json(self.folder / "inputs.json") or {}
+        self.identities: dict[Path, list[int]] = {}
+        try:
+            self._hashed: dict[str, Any] = read_record(folder / "inputs.json", "raw files are hashed again") or {}
+        except InputError as error:
+            logging.warning("%s", error)
+            self._hashed = {}
 
-    def step(self, name: str, key: str) -> Step:
+    def step(self, name: str, key: str, raw: Sequence[Path] = ()) -> Step:
         """A step's folder, emptied where it holds the results of other inputs or parameters."""
-        return Step(self.folder / name, key)
+        return Step(self.folder / name, key, [self.identities[path] for path in raw])
 
-    def fingerprints(self, paths: Sequence[Path], executor: Executor) -> list[dict[str, Any]]:
-        """Name, size and SHA-256 of raw files; a file is read again only when its size or time has changed."""
-        times = {path: path.stat().st_mtime_ns for path in paths}
-        stale = [path for path in paths if self._fingerprints.get(str(path.resolve()), [None])[0] != times[path]]
-        for path, record in zip(stale, executor.map(dataset_writer.input_record, stale), strict=True):
-            self._fingerprints[str(path.resolve())] = [times[path], record]
-        if stale:
-            write_text(self.folder / "inputs.json", json.dumps(self._fingerprints))
-        records = [self._fingerprints[str(path.resolve())][1] for path in paths]
-        for path, record in zip(paths, records, strict=True):
-            if path.stat().st_size != record["bytes"]:
-                raise InputError(f"{path}: has changed while it was read; run the same command again")
-        return records
+    def fingerprints(self, paths: Sequence[Path], executor: Executor, at_a_time: int) -> dict[Path, dict[str, Any]]:
+        """Name, size and SHA-256 of raw files; one is read again where it may have changed since.
+
+        A change within two seconds of the hashing might leave the times as they are, so such a hash is used once.
+        """
+        self.identities |= {path: files.identity_of(path) for path in paths}
+        names = {str(path.resolve()): path for path in paths}
+        began = time.time_ns()
+
+        def is_known(name: str) -> bool:
+            _, _, changed, _ = identity = self.identities[names[name]]
+            known = self._hashed.get(name, {"identity": None})
+            return known["identity"] == identity and known["began"] - changed > _NANOSECONDS_TO_SETTLE
+
+        def commit(name: str, record: dict[str, Any]) -> None:
+            path = names[name]
+            files.check_unchanged({path: self.identities[path]})
+            self._hashed[name] = {"identity": self.identities[path], "began": began, "record": record}
+
+        tasks = [(name, (path,), None) for name, path in names.items() if not is_known(name)]
+        try:
+            for _ in in_order(executor, at_a_time, input_record, tasks, commit):
+                continue
+        finally:
+            if tasks:
+                write_record(self.folder / "inputs.json", self._hashed)
+        return {path: self._hashed[str(path.resolve())]["record"] for path in paths}
+
+    def check_unchanged(self) -> None:
+        """Raises an InputError where a raw file is not what it was when it was hashed."""
+        files.check_unchanged(self.identities)
 
 
 @contextmanager
@@ -125,25 +211,30 @@ def open_workspace(output: Path, name: str) -> Iterator[Workspace]:
         name: of the pipeline; several can have the same output folder.
 
     Raises:
-        InputError: it is a file, of another schema, or another run is working on it.
+        InputError: it is a file, is not etl's, is of another schema, or another run is working on it.
     """
-    if output.exists() and not output.is_dir():
-        raise InputError(f"{output}: is a file; bind OUTPUT to a folder")
-    folder = output / FOLDER
+    folder = output_folder.real_folder(output) / output_folder.WORKSPACE
+    if not folder.exists():
+        output_folder.check_is_ours(folder.parent)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+") as lock:
+    with (folder / "lock").open("a+", errors="replace") as lock:
         _take(lock, output)
-        version = _read_json(folder / "schema.json")
-        if version is None:
-            if any(path.name != "lock" for path in folder.iterdir()):
-                raise InputError(f"{folder}: is no folder of etl's; bind OUTPUT to another folder, or remove it")
-            write_text(folder / "schema.json", json.dumps({"schema_version": SCHEMA_VERSION}))
-        elif not isinstance(version, Mapping) or version.get("schema_version") != SCHEMA_VERSION:
-            raise InputError(
-                f"{folder / 'schema.json'}: schema version {version.get('schema_version')}, but this program writes "
-                f"{SCHEMA_VERSION}; bind OUTPUT to another folder, or remove {folder}"
-            )
+        _check_schema(folder)
         yield Workspace(folder / name)
+
+
+def _check_schema(folder: Path) -> None:
+    """Writes `schema.json` into a new folder; an InputError where one of etl's does not say this version."""
+    path = folder / "schema.json"
+    if not path.exists():
+        if any(inside.name not in ("lock", ".schema.json.partial") for inside in folder.iterdir()):
+            raise InputError(f"{folder}: is no folder of etl's; bind OUTPUT to another folder, or remove it")
+        write_text(path, json.dumps({"schema_version": SCHEMA_VERSION}))
+    remedy = f"bind OUTPUT to another folder, or remove {folder}"
+    record = read_json(path, remedy)
+    version = record.get("schema_version") if isinstance(record, Mapping) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(f"{path}: schema version {version}, but this program writes {SCHEMA_VERSION}; {remedy}")
 
 
 def _take(lock: IO[str], output: Path) -> None:
@@ -152,7 +243,7 @@ def _take(lock: IO[str], output: Path) -> None:
     except BlockingIOError as error:
         lock.seek(0)
         raise InputError(
-            f"{output}: another etl (process {lock.read().strip() or 'unknown'}) is working on it; wait for it, or "
+            f"{output}: another etl (process {lock.read(20).strip() or 'unknown'}) is working on it; wait for it, or "
             "bind OUTPUT to another folder"
         ) from error
     lock.truncate(0)
