@@ -66,5 +66,5 @@ def test_a_damaged_source_is_named(tmp_path):
     convert(source=source(tmp_path / "a", ["lantern"] * 30), output=str(tmp_path / "data"), vocab_size=40)
     items = tmp_path / "data" / "items.arrow"
     items.write_bytes(bytes(items.stat().st_size))
-    with pytest.raises(InputError, match=r"items\.arrow: its checksum is not the manifest's"):
+    with pytest.raises(InputError, match=r"data: is damaged .*no Arrow IPC file"):
         train_tokenizer([str(tmp_path / "data")], str(tmp_path / "x.model"), vocab_size=40)

@@ -40,10 +40,9 @@ def write_record(path: Path, content: Any) -> None:
 
 def read_record(path: Path, remedy: str) -> Any:
     """What `write_record` wrote, or None where no file is; an InputError with the remedy where it is not as written."""
-    try:
-        record = read_json(path, remedy)
-    except FileNotFoundError:
+    if not path.exists() and not path.is_symlink():
         return None
+    record = read_json(path, remedy)
     if not isinstance(record, dict) or record.get("crc32") != _seal(record.get("content")):
         raise InputError(f"{path}: is damaged, as its checksum tells; {remedy}")
     return record["content"]
