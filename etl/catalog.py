@@ -60,10 +60,16 @@ def index_catalog(parts: Sequence[Path], rows: Sequence[int], folder: Path) -> t
         First row of each part, and the number of rows; and how many items are listed again.
     """
     starts = [0, *itertools.accumulate(rows)]
-    ids = [chunk for part in parts for chunk in read_table(part, ["item_id"])["item_id"].cast(pa.large_string()).chunks]
-    table = id_table(pa.concat_arrays(ids))
+    ids = pa.chunked_array([_item_ids(part) for part in parts]).cast(pa.large_string()).combine_chunks()
+    table = id_table(ids)
     table.save(folder)
     return starts, starts[-1] - len(table.first_rows)
+
+
+def _item_ids(part: Path) -> pa.Array:
+    """The ids of a part, [n] string, in memory of their own, as what is read of a file holds all of its columns."""
+    chunks = read_table(part, ["item_id"])["item_id"].chunks
+    return pa.concat_arrays([pa.array([], pa.string()), *chunks])
 
 
 def sample_texts(parts: Sequence[Path], features: Sequence[str], share: float) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """What lies where a dataset is to go: followed, settled, refused, and never removed unless etl made it."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -9,7 +8,6 @@ import sys
 import pytest
 
 from etl import output_folder
-from etl.running.workspace import open_workspace
 from seqrec_jax.data.format import DATA_FILES, MANIFEST
 from seqrec_jax.errors import InputError
 
@@ -142,30 +140,3 @@ def test_a_rename_that_fails_puts_the_old_dataset_back(dataset, monkeypatch):
     with pytest.raises(OSError, match="Input/output"):
         replace_with(dataset, "new")
     assert content(dataset) == before
-
-
-def test_an_output_of_datasets_may_hold_what_etl_has_made_and_nothing_else(dataset, tmp_path):
-    output = dataset.parent
-    (output / "tokenizer.model").write_text("")
-    (output / "etl_report.json").write_text("{}")
-    (output / "empty").mkdir()
-    (output / ".hidden").mkdir()
-    (output / "others").mkdir()
-    (output / "others" / "etl_report.json").write_text("{}")
-    (output / "link").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere").mkdir()
-    output_folder.check_is_ours(output)
-    for make in (lambda path: path.write_text(""), lambda path: (path / "chapter").mkdir(parents=True)):
-        make(output / "thesis")
-        with (
-            pytest.raises(InputError, match="data: is not empty, and etl has not made 'thesis' in it; bind OUTPUT to"),
-            open_workspace(output, "shop"),
-        ):
-            pass
-        assert not (output / ".etl").exists()
-        shutil.rmtree(output / "thesis") if (output / "thesis").is_dir() else (output / "thesis").unlink()
-    with open_workspace(output, "shop"):
-        assert json.loads((output / ".etl" / "schema.json").read_text()) == {"schema_version": 3}
-    (output / "thesis").write_text("of a later day")
-    with open_workspace(output, "shop"):
-        pass

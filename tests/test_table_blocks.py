@@ -159,7 +159,7 @@ def test_a_text_that_a_parquet_file_has_once_but_means_often_is_read_in_pieces(t
     assert path.stat().st_size < 100_000
     blocks = list(table_blocks(path, ["i", "title"], None, 1 << 20))
     assert sum(block.n for block in blocks) == 10_000
-    assert max(block.n for block in blocks) <= 1 << 20 // 10_000
+    assert max(block.n for block in blocks) <= (1 << 20) // 10_000
     tables = [read_block(block, ["i", "title"]).table for block in (blocks[0], blocks[-1])]
     assert max(table.nbytes for table in tables) < 2 << 20
     assert len(tables[1]["title"][-1].as_py()) == 10_000

@@ -355,3 +355,30 @@ def test_a_run_that_was_killed_at_its_very_beginning_is_begun_again(tmp_path):
     (folder / ".schema.json.partial").write_text("{")
     with open_workspace(tmp_path / "out", "shop") as workspace:
         assert workspace.folder.is_dir()
+
+
+def test_an_output_may_hold_what_etl_has_made_and_nothing_else(tmp_path):
+    output = tmp_path / "data"
+    for name, inside in (("shop", "manifest.json"), ("others", "etl_report.json"), ("more", ".etl"), ("empty", None)):
+        (output / name).mkdir(parents=True)
+        if inside:
+            (output / name / inside).write_text("{}")
+    (output / "tokenizer.model").write_text("")
+    (output / "etl_report.json").write_text("{}")
+    (output / ".hidden").mkdir()
+    (output / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    for make in (lambda path: path.write_text(""), lambda path: (path / "chapter").mkdir(parents=True)):
+        make(output / "thesis")
+        with (
+            pytest.raises(InputError, match="data: is not empty, and etl has not made 'thesis' in it; bind OUTPUT to"),
+            open_workspace(output, "shop"),
+        ):
+            pass
+        assert not (output / ".etl").exists()
+        (output / "thesis").rename(tmp_path / f"thesis{make}")
+    with open_workspace(output, "shop"):
+        assert json.loads((output / ".etl" / "schema.json").read_text()) == {"schema_version": 3}
+    (output / "thesis").write_text("of a later day")
+    with open_workspace(output, "shop"):
+        pass

@@ -56,7 +56,7 @@ class Step:
     Args:
         folder: of the step.
         key: of what its result depends on.
-        raw: identities of the raw files that it reads: what an unfinished step has of other ones is not used.
+        raw: identities of the raw files that it reads; an unfinished step goes on only where they are the same.
     """
 
     def __init__(self, folder: Path, key: str, raw: Sequence[Sequence[int]] = ()):

@@ -110,8 +110,8 @@ def _connect(path: Path) -> sqlite3.Connection:
             raise InputError(f"RUNS: {path} holds no SQLite file; bind RUNS to an MLflow database")
         size, connection = len(content), sqlite3.connect(":memory:")
         connection.deserialize(content)
-    deadline = time.monotonic() + SECONDS + size / BYTES_A_SECOND
-    connection.set_progress_handler(lambda: time.monotonic() > deadline, OPERATIONS_BETWEEN)
+    deadline = time.thread_time() + SECONDS + size / BYTES_A_SECOND
+    connection.set_progress_handler(lambda: time.thread_time() > deadline, OPERATIONS_BETWEEN)
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, VALUE_AT_MOST)
     for setting in ("trusted_schema = OFF", "cell_size_check = ON", "ignore_check_constraints = ON"):
         connection.execute(f"PRAGMA {setting}")
