@@ -60,7 +60,7 @@ def make(folder: str, n_users: int, n_items: int, longest: int) -> None:
         "title": ["", *(" ".join(map(str, of)) for of in words[1:])],
     })  # fmt: skip
     write_dataset(
-        Path(folder), _interactions(n_users, n_items, longest), [items], b"", features={"title": WORDS},
+        Path(folder), _interactions(n_users, n_items, longest), [items], bytes(1 << 20), features={"title": WORDS},
         vocab_size=VOCABULARY, parameters={}, inputs=[], rejected={},
     )  # fmt: skip
 

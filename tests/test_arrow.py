@@ -199,7 +199,7 @@ def test_packed_buffers_are_refused_before_they_are_unpacked(folder, model, name
     write(folder / name, pa.table({"numbers": np.zeros(1 << 26)}), PACKED)
     with pytest.raises(ValueError, match="it is packed"):
         read_table(pa.py_buffer((folder / name).read_bytes()))
-    assert pa.total_allocated_bytes() == before
+    assert pa.total_allocated_bytes() <= before
 
 
 @pytest.mark.parametrize("name", [format.INTERACTIONS, format.ITEMS])

@@ -77,6 +77,7 @@ def test_a_model_with_one_broken_row_is_not_compared(models, corpus):
 
 def test_bad_arguments_are_refused(models, corpus):
     other = replace(corpus.data, folder=Path("other"))
+    other.__dict__["checked"] = other
     for arguments, message in (
         ({"metric": "ndcg_at_7"}, r"compare\.metric = 'ndcg_at_7' is not one of recall_at_5"),
         ({"draws": 3}, r"compare\.draws = 3 is below 100"),

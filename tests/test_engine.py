@@ -27,7 +27,7 @@ def test_a_job_ends_with_its_parent_whenever_that_dies(tmp_path, seconds):
     job = Job("job", tmp_path / "run", "gin/quickstart.gin", ["RUN_DIR = 'run'", "Tracker.uri = None"])
     code = (
         "import subprocess, sys, time, os\n"
-        "command = [sys.executable, '-m', 'seqrec_jax.studies.child', str(os.getpid()), *sys.argv[2:]]\n"
+        "command = [sys.executable, '-m', 'seqrec_jax.child', str(os.getpid()), *sys.argv[2:]]\n"
         "print(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid, flush=True)\n"
         "time.sleep(float(sys.argv[1]))\n"
         "os.kill(os.getpid(), 9)\n"

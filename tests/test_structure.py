@@ -23,6 +23,7 @@ FLOORS = (  # A room imports those of earlier lines only, and itself.
     ("studies",),
     ("tasks", "fsck"),
     ("main",),
+    ("child",),
 )
 BESIDE = {("runs", "data"), ("runs", "model"), ("data", "errors")}
 MOST_LINES = {"package": 13_700, "file": 400, "function": 60, "parameters": 10}

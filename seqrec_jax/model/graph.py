@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from seqrec_jax.errors import InputError
@@ -59,12 +60,12 @@ class Graph:
         }
 
     def check(self, params: Mapping[str, Any]) -> None:
-        """Refuses, by an InputError, arrays that are not this network's: by name, shape and type."""
+        """Refuses, by an InputError, arrays that are not this network's, by name and shape, or no floats."""
         for name in sorted(self.shapes.keys() ^ params.keys()):
             raise InputError(f"parameter {name} is {'missing' if name in self.shapes else 'not one of this model'}")
         for name, expected in self.shapes.items():
             shape = tuple(params[name].shape)
             if shape != expected.shape:
                 raise InputError(f"parameter {name} has shape {shape}, but this model's is {expected.shape}")
-            if params[name].dtype != expected.dtype:
-                raise InputError(f"parameter {name} is of {params[name].dtype}, not of {expected.dtype}")
+            if not jnp.issubdtype(params[name].dtype, jnp.floating):
+                raise InputError(f"parameter {name} is of {params[name].dtype}, which are no floats")

@@ -204,7 +204,8 @@ class Spec:
         sizes = [*rows.values(), *(most for feature in texts for most in feature.columns().values())]
         if bool(texts) == (a.item_encoder == "id") or len(set(columns)) < len(columns):
             raise ValueError(f"its texts are {columns}")
-        if self.features != _features_of(a, texts, rows.get(ITEM_ID, 0)):
+        ours = tuple(feature for feature in self.features if isinstance(feature, TextTokens | Lexical | ItemId))
+        if ours != _features_of(a, texts, rows.get(ITEM_ID, 0)):
             raise ValueError("its features are not those of its architecture")
         if not all(0 < size <= MOST_ROWS for size in sizes):
             raise ValueError(f"its features have sizes of {sizes}")

@@ -54,7 +54,7 @@ class Job:
     def command(self) -> list[str]:
         """Command that makes the run, and that ends with the process that started it."""
         flags = [f"--gin_file={self.gin_file}", *(f"--gin_bindings={binding}" for binding in self.bindings)]
-        return [sys.executable, "-m", "seqrec_jax.studies.child", str(os.getpid()), *flags]
+        return [sys.executable, "-m", "seqrec_jax.child", str(os.getpid()), *flags]
 
     @property
     def finished(self) -> bool:

@@ -1,4 +1,4 @@
-"""A job's process, `python -m seqrec_jax.studies.child PARENT --gin_file=...`: it ends with the process PARENT."""
+"""A job's process, `python -m seqrec_jax.child PARENT --gin_file=...`: it ends with the process PARENT."""
 
 import os
 import sys
