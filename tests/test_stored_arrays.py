@@ -74,7 +74,7 @@ ARRAYS = {
     "another way than by zstd #filters": {"filters": [{"id": "delta"}]},
     "another way than by zstd #version": {"zarr_format": 3},
     "has shape": {"shape": [4], "chunks": [4]},
-    "is of float64": {"dtype": "<f8"},
+    "error while reading array": {"dtype": "<f8"},
     "is damaged": {"shape": 8},
 }  # fmt: skip
 
