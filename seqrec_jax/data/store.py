@@ -128,7 +128,7 @@ class Dataset:
         """The dataset itself, once its files have their checksums and all values lie where they have to.
 
         Else an InputError. What trains, evaluates or recommends asks for this, as values are used as places in memory.
-        It reads the files once: a second for a hundred million interactions.
+        It reads the files once, and whole.
         """
         try:
             format.verify_checksums(self.folder, self.manifest)
