@@ -15,9 +15,11 @@ from pathlib import Path
 import pyarrow as pa
 import tensorstore
 
+import seqrec_jax as sr
 from seqrec_jax.data import format
 from seqrec_jax.data.arrow import read_table
 from seqrec_jax.model import storage
+from seqrec_jax.model.terms.transitions import count_transitions
 
 EXTREMES = [0, 1, -1, 127, 255, 1 << 15, (1 << 31) - 1, 1 << 31, -(1 << 31), (1 << 32) - 1, (1 << 63) - 1, -(1 << 63)]
 NESTED = json.loads("[" * 50 + "]" * 50)
@@ -28,6 +30,17 @@ VALUES = [
 ]  # fmt: skip
 BOMB = 12 << 30  # bytes
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, OSError, RecursionError)
+
+
+def whole_model(dataset: Path) -> sr.Recommender:
+    """A small model, untrained, that has every kind of parameter and of statistic."""
+    corpus = sr.Corpus(str(dataset))
+    architecture = sr.Architecture(
+        n_layers=1, hidden_size=8, inner_size=8, max_length=6, item_encoder="text_and_id", transitions=True,
+        lexical_size=4, repeat_offset=True,
+    )  # fmt: skip
+    model = sr.Recommender.create(corpus, architecture, seed=1)
+    return model.replace(statistics={"transitions": count_transitions(corpus.train, corpus.data.catalog_sha256())})
 
 
 def near_the_ends(rng: random.Random, size: int) -> int:

@@ -25,7 +25,6 @@ from scaling_runs import MadeRun, params_of, write_database
 
 import seqrec_jax as sr
 from seqrec_jax.model.exchange import export_safetensors
-from seqrec_jax.model.terms.transitions import count_transitions
 
 SECONDS, BYTES = 10.0, 1 << 30  # of the processor, as other work may go on beside
 WAITS, STARTS = 120.0, 600.0  # seconds that a mutant, or a start, may take in all
@@ -83,13 +82,7 @@ SPECIES = {
 def originals(shop_folder, tmp_path_factory) -> dict[str, Path]:
     """What is mutated, by kind."""
     place = tmp_path_factory.mktemp("originals")
-    corpus = sr.Corpus(str(shop_folder))
-    architecture = sr.Architecture(
-        n_layers=1, hidden_size=8, inner_size=8, max_length=6, item_encoder="text_and_id", transitions=True,
-        lexical_size=4, repeat_offset=True,
-    )  # fmt: skip
-    model = sr.Recommender.create(corpus, architecture, seed=1)
-    model = model.replace(statistics={"transitions": count_transitions(corpus.train, corpus.data.catalog_sha256())})
+    model = mutants.whole_model(shop_folder)
     model.save(place / "bundle")
     export_safetensors(model, place / "model.safetensors")
     params = params_of(64, 2, 100_000, 10)

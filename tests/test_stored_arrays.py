@@ -8,22 +8,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import tensorstore
-from mutants import BOMB, zstd_bomb
+from mutants import BOMB, whole_model, zstd_bomb
 
 import seqrec_jax as sr
 from seqrec_jax.model import storage, stored_arrays
-from seqrec_jax.model.terms.transitions import Transitions, count_transitions
+from seqrec_jax.model.terms.transitions import Transitions
 
 
 @pytest.fixture(scope="module")
 def bundle(shop_folder, tmp_path_factory):
-    corpus = sr.Corpus(str(shop_folder))
-    architecture = sr.Architecture(
-        n_layers=1, hidden_size=8, inner_size=8, max_length=6, item_encoder="text_and_id", transitions=True,
-        lexical_size=4, repeat_offset=True,
-    )  # fmt: skip
-    model = sr.Recommender.create(corpus, architecture, seed=1)
-    model = model.replace(statistics={"transitions": count_transitions(corpus.train, corpus.data.catalog_sha256())})
+    model = whole_model(shop_folder)
     model.save(tmp_path_factory.mktemp("bundle") / "model")
     return tmp_path_factory.getbasetemp() / "bundle0" / "model", model
 
