@@ -30,6 +30,7 @@ from seqrec_jax.model.terms import TERMS
 from seqrec_jax.runs.folder import CHECKPOINTS, CONFIG
 
 CHECKSUMS = "checksums.json"
+ANOTHER_RUN = "belongs to another run"
 STATISTICS = {term: term.statistic for term in TERMS if term.statistic is not None}
 BESIDE = (TOKENIZER, *(f"{term.name}.npz" for term in STATISTICS))  # what a checkpoint needs beside `checkpoints`
 ORBAX_ERRORS = (Exception,)  # of what cannot be read or written it raises any, and Exception itself
@@ -86,7 +87,7 @@ def what_is_wrong(folder: Path, run: str | None = None) -> str | None:
     if not (isinstance(expected, dict) and isinstance(beside, dict)):
         return f"{CHECKSUMS} cannot be read"
     if run not in (None, owner):
-        return "belongs to another run"
+        return ANOTHER_RUN
     if strange := [name for name in beside if name not in BESIDE]:
         return f"{CHECKSUMS} names {strange[0]!r}, which is no file of a run's"
     root = folder.parent.parent
@@ -128,18 +129,20 @@ def best_of(checkpoint: Path) -> int:
     return progress["best_step"]
 
 
-def best_step(run_dir: Path, run: str | None = None) -> int:
-    """Step of the best checkpoint on validation so far, as the latest one says; an InputError where there is none."""
+def _best_checkpoint(run_dir: Path, run: str | None) -> Path:
+    """The best checkpoint on validation so far, as the latest one says; an InputError unless both are whole."""
     folder = run_dir / CHECKPOINTS
     if not folder.is_dir():
         raise InputError(f"{run_dir}: holds no {CHECKPOINTS} folder; bind CHECKPOINT to the RUN_DIR of a training run")
-    best = 0
-    for latest in steps_of(folder)[:1]:
+    best, latest = 0, next(iter(steps_of(folder)), None)
+    if latest is not None:
         check_whole(folder / str(latest), run)
         best = best_of(folder / str(latest))
     if not best:
         raise InputError(f"{folder}: holds no finished checkpoint; the run stopped before its first evaluation")
-    return best
+    if best != latest:
+        check_whole(folder / str(best), run)
+    return folder / str(best)
 
 
 def load(folder: str | Path) -> Recommender:
@@ -173,8 +176,7 @@ def _load(run_dir: Path) -> Recommender:
     """Reads a recommender, once."""
     config = _config_of(run_dir)
     run = identity_of(config) if config else None
-    place = run_dir / CHECKPOINTS / str(best_step(run_dir, run))
-    check_whole(place, run)
+    place = _best_checkpoint(run_dir, run)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     try:
         spec = Spec.from_json(read_json(place / "model" / "metadata", "copy the whole RUN_DIR again"))

@@ -25,6 +25,7 @@ from seqrec_jax.host_memory import release_freed_memory
 from seqrec_jax.model.parameters import Params
 from seqrec_jax.model.spec import Spec
 from seqrec_jax.model.storage import (
+    ANOTHER_RUN,
     CHECKPOINTS,
     ORBAX_ERRORS,
     being_written,
@@ -85,7 +86,7 @@ def put_damaged_aside(run_dir: Path, run: str) -> str | None:
     for step in steps_of(folder):
         if (wrong := _why_not(folder, step, run)) is None:
             break
-        if "another run" in wrong:
+        if ANOTHER_RUN in wrong:
             return f"{folder / str(step)}: {wrong}; move it away, or bind another RUN_DIR"
         reasons[step] = wrong
     for step, wrong in reasons.items():
