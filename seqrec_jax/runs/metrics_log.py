@@ -21,16 +21,19 @@ def _record(line: bytes) -> dict[str, Any] | None:
         return None
 
 
+def _lines(path: Path) -> list[bytes]:
+    """The lines of a log, but one that is being written; none where there is no log."""
+    return path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+
+
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The whole records of a log, which may be growing; none where there is no log."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    return [record for record in map(_record, lines) if record is not None]
+    """The whole records of a log, which may be growing."""
+    return [record for record in map(_record, _lines(path)) if record is not None]
 
 
 def damaged_lines(path: Path) -> list[int]:
-    """Numbers, from 1, of the lines of a log that are damaged; the last may be one that is being written."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    return [number for number, line in enumerate(lines, 1) if _record(line) is None]
+    """Numbers, from 1, of the lines of a log that are damaged."""
+    return [number for number, line in enumerate(_lines(path), 1) if _record(line) is None]
 
 
 class MetricsLog:

@@ -192,10 +192,11 @@ class Tracker:
         path, sent = self._folder / METRICS, self._sent
         if not path.exists() or path.stat().st_size <= sent["metrics"]:
             return
-        content = path.read_bytes()
-        if content[: sent["metrics"]][-1:] not in (b"", b"\n"):  # Damaged lines were removed; MLflow knows what it has.
-            sent["metrics"] = 0
-        lines = [line for line in content[sent["metrics"] :].splitlines(keepends=True) if line.endswith(b"\n")]
+        with path.open("rb") as file:
+            file.seek(max(0, sent["metrics"] - 1))
+            if sent["metrics"] and file.read(1) != b"\n":  # Damaged lines were removed; MLflow knows what it has.
+                sent["metrics"] = file.seek(0)
+            lines = [line for line in file if line.endswith(b"\n")]
         metrics = []
         for record in map(json.loads, lines):
             at = int(1000 * record["time"]), record["step"] if record["kind"] == "step" else record["epoch"]
