@@ -43,22 +43,25 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, synced: bool = True) -> Iterator[BinaryIO]:
     """A file to write that takes the place of `path` at the end, once its bytes are on the disk.
 
     Neither a reader nor a power failure ever sees half of it; where an exception comes first, nothing has changed.
+    Syncing takes milliseconds: what can be made again, and is checked when it is read, need not be `synced`.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if synced:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if synced:
+        sync_folder(path.parent)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

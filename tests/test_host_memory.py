@@ -47,3 +47,46 @@ print(kept - psutil.Process().memory_info().rss)
 def test_what_was_kept_is_given_back_when_asked():
     process = subprocess.run([sys.executable, "-c", RELEASE], capture_output=True, text=True, check=True)
     assert int(process.stdout) > 150 << 20
+
+
+CHECKPOINTS = """
+import functools, sys
+import psutil
+import seqrec_jax as sr
+from seqrec_jax.host_memory import keep_freed_memory
+from seqrec_jax.training.checkpoint import CheckpointWriter
+
+keep_freed_memory()
+save, resident = CheckpointWriter.save, []
+
+
+def measured(self, *args, **kwargs):
+    save(self, *args, **kwargs)
+    self.wait()
+    resident.append(psutil.Process().memory_info().rss)
+    if len(resident) == 220:
+        raise KeyboardInterrupt
+
+
+CheckpointWriter.save = measured
+corpus = sr.Corpus(sys.argv[1])
+config = sr.TrainConfig(
+    epochs=1000, train_batch_size=800, eval_every=1000, stopping_step=0,
+    loss=functools.partial(sr.sampled_softmax, n_negatives=64),
+)
+settings = sr.RunSettings(checkpoints=sr.Checkpoints(every_steps=1))
+architecture = sr.Architecture(hidden_size=64, inner_size=64, n_layers=2)
+try:
+    sr.fit(sr.Recommender.create(corpus, architecture), corpus, config, sys.argv[2], settings=settings)
+except KeyboardInterrupt:
+    print(resident[-1] - resident[19])
+"""
+
+
+@pytest.mark.slow
+def test_two_hundred_checkpoints_take_no_more_memory(shop_folder, tmp_path):
+    process = subprocess.run(
+        [sys.executable, "-c", CHECKPOINTS, str(shop_folder), str(tmp_path / "run")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert int(process.stdout.split()[-1]) < 5e6

@@ -64,6 +64,15 @@ def test_a_model_that_is_not_what_it_says_is_refused(saved, change, words):
         sr.load(folder)
 
 
+@pytest.mark.parametrize("best", [-1, 2, 10**400, "1", None])
+def test_a_best_checkpoint_that_cannot_be_is_refused(saved, best):
+    place = saved[1] / "checkpoints" / "1"
+    (place / "progress" / "metadata").write_text(json.dumps({"best_step": best}))
+    storage.write_checksums(place)
+    with pytest.raises(sr.InputError, match=r"names no best checkpoint up to its own step; move the checkpoint away"):
+        sr.load(saved[1])
+
+
 def test_parameters_that_are_not_finite_are_not_loaded(saved, tmp_path):
     model, _ = saved
     name = "norm/scale"

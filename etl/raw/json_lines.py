@@ -45,7 +45,7 @@ def _decoder(fields: tuple[str, ...]) -> tuple[Callable[[bytes], Any], Callable[
 def read_objects(data: bytes, fields: Sequence[str]) -> Objects:
     """Reads chosen fields of a block of lines; blank lines are passed over."""
     decode, record = _decoder(tuple(fields))
-    if data.count(b"\r") != data.count(b"\r\n"):  # Some end lines by themselves.
+    if b"\r" in data and data.count(b"\r") != data.count(b"\r\n"):  # Some end lines by themselves.
         data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     lines = data.split(b"\n")
     if not lines[-1]:

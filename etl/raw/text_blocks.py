@@ -35,7 +35,7 @@ class TextBlock(NamedTuple):
     path: str
     start: int
     stop: int
-    data: bytes | Path | None
+    data: memoryview | Path | None
     file_bytes: int
     returns: bool
 
@@ -44,14 +44,14 @@ class TextBlock(NamedTuple):
         if isinstance(self.data, Path):
             return self.data.read_bytes()
         if self.data is not None:
-            return self.data
+            return bytes(self.data)
         with open(self.path, "rb") as file:
             file.seek(self.start)
             return file.read(self.stop - self.start)
 
     def put_aside(self, path: Path) -> "TextBlock":
         """The same block with its text in a file, which other processes read faster than they are sent the text."""
-        if not isinstance(self.data, bytes):
+        if not isinstance(self.data, memoryview):
             return self
         path.write_bytes(self.data)
         return self._replace(data=path)
@@ -115,7 +115,7 @@ def text_blocks(path: Path, block_bytes: int = BLOCK_BYTES, delimiter: bytes | N
                     raise InputError(f"{place}: is longer than {LONGEST_RECORD >> 20} MB, so it is no row; remove it")
                 if cut:
                     at = raw.tell() if compressed else start + cut
-                    data = pending[:cut] if compressed else None
+                    data = memoryview(pending)[:cut] if compressed else None
                     yield TextBlock(str(path), start, start + cut, data, at - told, returns)
                     start, told, pending = start + cut, at, pending[cut:]
     except (EOFError, gzip.BadGzipFile, IsalError) as error:  # type: ignore[misc]  # The stub has an instance.

@@ -7,7 +7,7 @@ from typing import Any
 from isal import isal_zlib
 
 from seqrec_jax.errors import InputError
-from seqrec_jax.files import read_json, write_text
+from seqrec_jax.files import read_json, replacing
 
 _CHUNK_BYTES = 1 << 20
 
@@ -33,9 +33,10 @@ def _seal(content: Any) -> int:
     return isal_zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
-def write_record(path: Path, content: Any) -> None:
-    """Writes what JSON can hold, with texts as keys, and a checksum of it."""
-    write_text(path, json.dumps({"crc32": _seal(content), "content": content}, sort_keys=True) + "\n")
+def write_record(path: Path, content: Any, synced: bool = True) -> None:
+    """Writes what JSON can hold, with texts as keys, and a checksum of it; see `replacing` for `synced`."""
+    with replacing(path, synced) as file:
+        file.write(json.dumps({"crc32": _seal(content), "content": content}, sort_keys=True).encode() + b"\n")
 
 
 def read_record(path: Path, remedy: str) -> Any:

@@ -134,7 +134,7 @@ class Step:
     def commit(self, task: str, record: dict[str, Any]) -> None:
         """Records that a task is finished: its `result`, and `file`, the checksum of its output."""
         path = self.path(task)
-        write_record(path.with_suffix(".json"), record)
+        write_record(path.with_suffix(".json"), record, synced=False)
         self._files[path.name] = record["file"]
 
     def finish(self, report: StepReport, result: Any) -> None:

@@ -45,7 +45,7 @@ def _finished(folder: Path, run: Run) -> Summary | None:
         if not all(isinstance(summary[name], int) for name in ("best_step", "steps", "epochs")):
             raise TypeError("it is no summary")
         check_whole(folder / CHECKPOINTS / str(summary["best_step"]), run.identity)
-    except (InputError, KeyError, TypeError) as error:
+    except (InputError, OSError, KeyError, TypeError) as error:
         logging.warning("%s: what was finished cannot be used, and is trained again: %s", folder, error)
         return None
     return summary

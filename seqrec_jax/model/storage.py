@@ -124,9 +124,10 @@ def best_of(checkpoint: Path) -> int:
     """Step of the best checkpoint on validation so far, as a whole one says; 0 before the first evaluation."""
     path, remedy = checkpoint / "progress" / "metadata", "move the checkpoint away to use the one before it"
     progress = read_json(path, remedy)
-    if not isinstance(progress, dict) or not isinstance(progress.get("best_step"), int):
-        raise InputError(f"{path}: names no best checkpoint; {remedy}")
-    return progress["best_step"]
+    best = progress.get("best_step") if isinstance(progress, dict) else None
+    if not isinstance(best, int) or not 0 <= best <= int(checkpoint.name):
+        raise InputError(f"{path}: names no best checkpoint up to its own step; {remedy}")
+    return best
 
 
 def _best_checkpoint(run_dir: Path, run: str | None) -> Path:
