@@ -19,3 +19,8 @@ class Interrupted(Exception):  # noqa: N818  (nothing went wrong)
     def __init__(self, message: str, status: int):
         super().__init__(message)
         self.status = status
+
+
+def in_short(error: BaseException) -> str:
+    """What an exception says, in a line of at most 500 characters; that of a library may quote a whole file."""
+    return " ".join(str(error).split())[:500]

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from seqrec_jax.errors import InputError
+from seqrec_jax.errors import InputError, in_short
 
 JSON_AT_MOST = 1 << 24  # bytes of a file: what they become in memory is up to thirty times as much
 JSON_DEPTH_AT_MOST = 100
@@ -97,7 +97,7 @@ def read_json(path: Path, remedy: str) -> Any:
         with path.open("rb") as file:
             return parse_json(file.read(JSON_AT_MOST + 1))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: is damaged ({error}); {remedy}") from error
+        raise InputError(f"{path}: is damaged ({in_short(error)}); {remedy}") from error
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from seqrec_jax.data import format
 from seqrec_jax.data.store import open_dataset
 from seqrec_jax.describe import identity_of, shown
-from seqrec_jax.errors import InputError
+from seqrec_jax.errors import InputError, in_short
 from seqrec_jax.files import read_arrays, read_json
 from seqrec_jax.runs.folder import CHECKPOINTS, CONFIG, METRICS, RESULTS
 from seqrec_jax.runs.metrics_log import damaged_lines
@@ -88,7 +88,7 @@ def problems(path: str | Path) -> Iterator[str]:
         else:
             yield f"{path}: is neither a dataset ({format.MANIFEST}) nor a run ({CONFIG}) nor a model ({CHECKPOINTS})"
     except OSError as error:
-        yield f"{path}: cannot be read ({error})"
+        yield f"{path}: cannot be read ({in_short(error)})"
 
 
 def main(paths: Sequence[str]) -> int:

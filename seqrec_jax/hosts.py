@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from seqrec_jax.errors import InputError, Interrupted
+from seqrec_jax.errors import InputError, Interrupted, in_short
 
 SECONDS_TO_JOIN = 45
 SECONDS_TO_MISS = 30  # after so long without a sign of life from a host the others end
@@ -58,7 +58,7 @@ def join() -> None:
             shutdown_timeout_seconds=SECONDS_TO_MISS,
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"the hosts could not be joined: {' '.join(str(error).split())[:300]}") from error
+        raise InputError(f"the hosts could not be joined: {in_short(error)}") from error
     finally:
         alarm.cancel()
     std_logging.getLogger("jax").setLevel(std_logging.ERROR)
@@ -102,7 +102,7 @@ def run_distributed(run: Callable[[], None]) -> None:
     except (InputError, Interrupted):
         raise
     except jax.errors.JaxRuntimeError as error:
-        first = " ".join(str(error).split())[:200]
+        first = in_short(error)
         print(f"error: process {jax.process_index()}: another host was lost ({first}); run the same command on all "
               "hosts to go on from the latest checkpoint", file=sys.stderr, flush=True)  # fmt: skip
         os._exit(1)  # JAX would wait for the lost host at exit.

@@ -90,6 +90,15 @@ def test_every_item_of_a_model_of_rows_alone_has_its_row(markets):
     np.testing.assert_array_equal(catalog.features["item_id"], np.arange(11))
 
 
+def test_a_text_that_was_left_out_of_training_stays_out_on_the_same_dataset_alone(markets):
+    corpus, (first, *others) = Corpus(markets[0]), markets[0].features
+    assert others
+    model = Recommender.create(corpus, ARCHITECTURE, max_tokens={first: 4}).replace(trained_with=corpus.settings())
+    assert adapt_to(corpus, model, FinetuneConfig()).spec.texts == model.spec.texts
+    appended = adapt_to(Corpus(markets[1]), model, FinetuneConfig()).spec.texts[0].appended
+    assert [name for name, _ in appended] == others
+
+
 def test_transitions_are_counted_on_the_target(markets):
     model, target = Recommender.create(Corpus(markets[1]), ARCHITECTURE), Corpus(markets[0])
     assert not adapt_to(target, model, FinetuneConfig()).statistics

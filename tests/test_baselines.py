@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+from etl.recbole import convert
 from seqrec_jax.data.corpus import Corpus
 from seqrec_jax.data.split import Targets
 from seqrec_jax.devices import device_mesh
@@ -170,3 +171,16 @@ def test_rings_come_in_turn(shop, corpus, vectors):
     second = [item for item in order[: len(expected)] if ring_of[item] == 1]
     assert second == sorted(rings[1], key=lambda item: -likeness[item])[: len(second)]
     assert not set(order[: len(reached) - 1]) - reached
+
+
+def test_a_catalog_of_fewer_items_than_a_ring_has_places(tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "x.item").write_text("item_id:token\ttitle:token_seq\na\tred lamp\nb\tblue mug\nc\tgreen tent\n")
+    rows = [f"u{user}\t{'abc'[(user + time) % 3]}\t{time}" for user in range(6) for time in range(4)]
+    (raw / "x.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *rows]) + "\n")
+    convert(str(raw), str(tmp_path / "dataset"), vocab_size=40)
+    corpus = Corpus(tmp_path / "dataset")
+    found = {name: ranks_by(scores, corpus) for name, scores in baselines.baselines_of(corpus).items()}
+    assert found.keys() == {"item-to-item transitions", "text neighbours", "transition graph"}
+    assert all((ranks < 3).all() for ranks in found.values())

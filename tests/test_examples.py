@@ -33,6 +33,7 @@ def test_train_has_twenty_lines_at_most():
     assert len([line for line in lines if line.strip()]) <= 20
 
 
+@pytest.mark.slow
 def test_finetune_tells_before_and_after(trained, shop_folder):
     printed = run(trained[0].parent, "finetune.py", trained[0], shop_folder, "tuned", 1)
     assert "before" in printed

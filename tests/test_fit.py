@@ -144,10 +144,12 @@ def test_mlflow_holds_the_references_names(finished):
         {"loss": full_softmax},
         pytest.param({"loss": bpr, "proposal": uniform}, marks=pytest.mark.slow),
         pytest.param({"loss_positions": "last"}, marks=pytest.mark.slow),
-        {"accumulation_steps": 2, "rematerialize": True, "compute_dtype": "bfloat16"},
+        pytest.param(
+            {"accumulation_steps": 2, "rematerialize": True, "compute_dtype": "bfloat16"}, marks=pytest.mark.slow
+        ),
         pytest.param({"proposal": co_counts}, marks=pytest.mark.slow),
         pytest.param({"proposal": similarity}, marks=pytest.mark.slow),
-        {"proposal": NEIGHBOURS},
+        pytest.param({"proposal": NEIGHBOURS}, marks=pytest.mark.slow),
     ],
     ids=["full_softmax", "bpr", "last", "parts", "co_counts", "similarity", "knn"],
 )
@@ -190,6 +192,7 @@ def test_models_with_a_row_for_each_item(shop_folder, tmp_path, encoder):
     assert again.test == results["test"]
 
 
+@pytest.mark.slow
 def test_data_without_text_train_models_of_ids_alone(shop_files, tmp_path):
     raw = tmp_path / "raw"
     raw.mkdir()

@@ -35,6 +35,7 @@ def test_percentiles_go_a_little_beyond_95_of_100():
     assert percentiles(3, 3)[0] < 1e-3
 
 
+@pytest.mark.slow
 def test_a_forecast_sees_no_run_that_ends_beyond_its_cut():
     points = points_on(RISING["log_linear"], TRUE["log_linear"], noise=0.01)
     study = study_frontier(points, 20, 0)
@@ -47,7 +48,9 @@ def test_a_forecast_sees_no_run_that_ends_beyond_its_cut():
     assert raised.judged["log_linear"].error == pytest.approx(np.log(3), abs=0.2)
 
 
-@pytest.mark.parametrize("name", ["power", "log_linear", "power_with_offset"])
+@pytest.mark.parametrize(
+    "name", ["log_linear", *(pytest.param(name, marks=pytest.mark.slow) for name in ("power", "power_with_offset"))]
+)
 def test_the_right_form_is_chosen_and_its_forecast_holds(name):
     law, theta = RISING[name], TRUE[name]
     points = points_on(law, theta, noise=0.01, n_runs=60, seed=1)
@@ -93,6 +96,7 @@ def coverage(name, draws_of_runs, draws):
     return np.mean(held, 0)
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_true_parameters():
     assert (coverage("log_linear", 12, 40) >= 10 / 12).all()
 
@@ -114,6 +118,7 @@ def test_the_right_form_is_chosen_in_most_draws():
         assert chosen.count(name) >= 8, (name, chosen)
 
 
+@pytest.mark.slow
 def test_several_seeds_of_a_configuration_widen_the_interval():
     law, theta = RISING["log_linear"], TRUE["log_linear"]
     few = points_on(law, theta, noise=0.02, n_runs=15, seed=4)

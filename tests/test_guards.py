@@ -49,6 +49,7 @@ def records(run_dir, kind):
     return [record for record in map(json.loads, lines) if record["kind"] == kind]
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_are_skipped_as_asked(shop, tmp_path):
     results = run(shop, tmp_path / "run", loss=broken_now_and_then, epochs=3, skip_nonfinite=100)
     skipped = results["train"]["skipped_steps"]
@@ -64,6 +65,7 @@ def test_more_of_them_than_asked_stop_the_run(shop, tmp_path):
         run(shop, tmp_path / "run", loss=broken_now_and_then, skip_nonfinite=2)
 
 
+@pytest.mark.slow
 def test_the_automatic_batch_trains_and_a_larger_one_does_not_fit(shop, tmp_path, monkeypatch):
     tried = {}
     compile_ = StepCompiler.compile

@@ -75,6 +75,7 @@ def test_the_form_that_forecasts_best_is_first():
         assert next(iter(judged.values())).error < 0.02
 
 
+@pytest.mark.slow
 def test_what_an_additive_law_will_give_is_not_promised_by_a_law_that_forecasts_worse():
     curves = additive_curves(noise=0.01, seed=0)
     runs, larger = runs_of(curves), params_of(512, 4, 2_000_000, 16)

@@ -87,6 +87,7 @@ def test_local_scores_never_hold_targets_by_negatives_by_hidden():
     assert compiled.memory_analysis().temp_size_in_bytes < 0.1 * 4 * n_targets * n * hidden
 
 
+@pytest.mark.slow
 def test_similarity_draws_the_batchs_targets_by_their_cosine():
     targets, outputs = np.array([3, 5, 3, 8, 0]), RNG.normal(size=(5, 4)).astype(np.float32)  # 0 is padding
     seen, n = inputs_of(targets), 1_000_000

@@ -161,7 +161,7 @@ def test_initialisation_is_the_papers():
             assert abs(float(array.std()) - 0.02) < 0.002
 
 
-@pytest.mark.parametrize("block", ["srt", "ligr"])
+@pytest.mark.parametrize("block", ["srt", pytest.param("ligr", marks=pytest.mark.slow)])
 def test_packed_rows_give_what_each_history_gives_alone(block):
     graph = graph_of(Architecture(hidden_size=8, n_heads=2, inner_size=12, max_length=6, block=block), title=30)
     model = graph.merge({name: 4 * array for name, array in graph.init(0).items()})

@@ -179,9 +179,8 @@ def rank_by(shop, model, n_devices=1, **settings):
     return ranker, ranker.ranks(params, encode_catalog(model.graph)(params, replicate(mesh, model.features(shop))))
 
 
-@pytest.mark.parametrize(
-    "settings", [pytest.param({}, marks=pytest.mark.slow), {"mask_seen": True, "mode": "sampled50"}]
-)
+@pytest.mark.parametrize("settings", [{}, {"mask_seen": True, "mode": "sampled50"}])
+@pytest.mark.slow
 def test_devices_and_batch_size_do_not_change_a_rank(shop, model, settings):
     _, ranks = rank_by(shop, model, **settings)
     assert len(np.unique(ranks)) > 20

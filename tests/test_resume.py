@@ -194,6 +194,7 @@ def test_a_damaged_best_checkpoint_is_named_and_made_again(shop_folder, undistur
     assert outcome(stopped) == outcome(undisturbed)
 
 
+@pytest.mark.slow
 def test_checkpoints_of_another_run_are_not_gone_on_from(shop_folder, stopped, halfway, tmp_path):
     theirs = tmp_path / "theirs"
     run(shop_folder, theirs, seed=7, epochs=2)
@@ -315,6 +316,7 @@ def test_max_hours_ends_in_good_order(shop_folder, undisturbed, tmp_path):
     assert outcome(tmp_path / "run") == outcome(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(shop_folder, undisturbed, tmp_path):
     run_dir = tmp_path / "run"
     process = start(shop_folder, run_dir)

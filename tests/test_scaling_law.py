@@ -51,6 +51,7 @@ def test_the_law_of_the_runs_is_found_with_its_forecast(analysis):
     assert results["plans"] == []  # of a law of compute alone no joint law forecasts as well
 
 
+@pytest.mark.slow
 def test_a_joint_law_that_forecasts_as_well_plans(tmp_path, caplog):
     curves = additive_curves(0.01, seed=0)
     runs = [MadeRun(of.params, dict(zip(of.epochs.astype(int).tolist(), of.values, strict=True))) for of in curves]

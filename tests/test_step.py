@@ -170,6 +170,7 @@ def sharded(setting, architecture, steps, mesh_shape, **encoder):
     return losses, state
 
 
+@pytest.mark.slow
 def test_the_number_of_devices_changes_nothing_but_rounding(setting):
     one, _ = sharded(setting, SMALL, 20, (1, 1))
     for mesh_shape in ((4, 1), (2, 2)):

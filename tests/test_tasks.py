@@ -147,6 +147,7 @@ def test_weights_are_exported_and_imported(trained, shop_folder, tmp_path):
         assert (array == again.params[name]).all()
 
 
+@pytest.mark.slow
 def test_the_ligr_recipe_trains(shop_folder, tmp_path):
     run("gin/ligr.gin", *SHORT, DATASET=str(shop_folder), RUN_DIR=str(tmp_path / "run"))
     assert sr.load(tmp_path / "run").architecture.block == "ligr"

@@ -54,6 +54,7 @@ def test_the_loss_on_valid_is_that_of_training_on_the_same_catalog(corpus, shop,
     assert reported[best]["train/ndcg_at_5"] == pytest.approx(on_train["ndcg_at_5"])
 
 
+@pytest.mark.slow
 def test_watching_the_fit_changes_no_parameter_and_meets_the_same_negatives(shop_folder, tmp_path):
     corpus = Corpus(shop_folder)
     settings = {"learning_rate": 1e-12, "loss": sampled_softmax_of_20}  # next to nothing is learnt

@@ -38,6 +38,7 @@ def test_larger_runs_are_forecast_and_set_against_what_came(curves):
     assert 0 < told["law_error"] < 0.02
 
 
+@pytest.mark.slow
 def test_a_joint_law_stands_beside_the_forecast_with_its_own_error():
     larger = [upcoming_of(256, 2, 400_000, 20), upcoming_of(512, 2, 400_000, 20)]
     curves = additive_curves(0.01, seed=0)

@@ -11,7 +11,7 @@ from isal import igzip_threaded
 from isal.igzip_lib import IsalError
 
 from etl.raw.quoting import end_of_records, ends_with_returns
-from seqrec_jax.errors import InputError
+from seqrec_jax.errors import InputError, in_short
 
 BLOCK_BYTES = 16 << 20
 LONGEST_RECORD = 32 << 20
@@ -119,4 +119,4 @@ def text_blocks(path: Path, block_bytes: int = BLOCK_BYTES, delimiter: bytes | N
                     yield TextBlock(str(path), start, start + cut, data, at - told, returns)
                     start, told, pending = start + cut, at, pending[cut:]
     except (EOFError, gzip.BadGzipFile, IsalError) as error:  # type: ignore[misc]  # The stub has an instance.
-        raise InputError(f"{path}: is truncated or no gzip file ({error}); fetch it again") from error
+        raise InputError(f"{path}: is truncated or no gzip file ({in_short(error)}); fetch it again") from error

@@ -17,7 +17,7 @@ from seqrec_jax.data import split as splits
 from seqrec_jax.data.split import Split, Targets, TrainInteractions
 from seqrec_jax.data.store import Dataset, Items, open_dataset
 from seqrec_jax.describe import check_types, describe
-from seqrec_jax.errors import InputError
+from seqrec_jax.errors import InputError, in_short
 
 OWN, ALL = "own", "all"
 
@@ -263,7 +263,7 @@ def _union(parts: Sequence[Dataset], item_shifts: np.ndarray) -> Dataset:
     try:
         items = pa.concat_tables(catalogs, promote_options="default")
     except pa.ArrowException as error:
-        raise InputError(f"Corpus.datasets: columns of one name have different types ({error})") from error
+        raise InputError(f"Corpus.datasets: columns of one name have different types ({in_short(error)})") from error
     union = Dataset(
         Path("+".join(part.name for part in parts)), manifest, np.concatenate([np.zeros(1, np.int64), *offsets]),
         UnionItems(tuple(part.items for part in parts), flat_starts[:-1], item_shifts.astype(np.int32)),
@@ -281,7 +281,7 @@ def users_named_in(sources: Sequence[str]) -> pa.Array:
             try:
                 ids.append(pa.array(source.read_text(encoding="utf-8").split("\n"), pa.string()))
             except (OSError, ValueError) as error:
-                raise InputError(f"{source}: is no text file of user ids ({error})") from error
+                raise InputError(f"{source}: is no text file of user ids ({in_short(error)})") from error
         else:
             ids.append(open_dataset(source, verify=True).interactions_table["user_id"].combine_chunks())
     return pa.concat_arrays(ids).unique()

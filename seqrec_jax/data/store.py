@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from seqrec_jax.data import format
 from seqrec_jax.data.arrow import read_table
-from seqrec_jax.errors import InputError
+from seqrec_jax.errors import InputError, in_short
 
 PADDED_AT_MOST, PADDED_TIMES = 1 << 30, 32  # bytes of a catalog's tokens padded to the longest: so many, or of its file
 
@@ -134,7 +134,7 @@ class Dataset:
             format.verify_checksums(self.folder, self.manifest)
             self.check_values()
         except OSError as error:
-            raise InputError(f"{self.folder}: cannot be read ({error})") from error
+            raise InputError(f"{self.folder}: cannot be read ({in_short(error)})") from error
         return self
 
     def check_values(self) -> None:
@@ -148,7 +148,7 @@ class Dataset:
             for feature in self.manifest["features"]:
                 self._check_feature(feature["name"], feature["max_tokens"])
         except (pa.ArrowException, ValueError, KeyError) as error:
-            raise InputError(f"{self.folder}: is damaged ({error}); {format.REMEDY}") from error
+            raise InputError(f"{self.folder}: is damaged ({in_short(error)}); {format.REMEDY}") from error
 
     def _check_counts(self) -> None:
         """Raises a ValueError where the manifest says of the files what is not so."""
@@ -288,8 +288,8 @@ def open_dataset(folder: str | Path, verify: bool = False) -> Dataset:
             shifted = [part[1:] + start for part, start in zip(parts, items.starts, strict=True)]
             offsets = np.concatenate([np.zeros(1, np.int64), *shifted])
     except (pa.ArrowException, ValueError) as error:
-        raise InputError(f"{folder}: is damaged ({error}); {format.REMEDY}") from error
+        raise InputError(f"{folder}: is damaged ({in_short(error)}); {format.REMEDY}") from error
     except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error})") from error
+        raise InputError(f"{folder}: cannot be read ({in_short(error)})") from error
     dataset = Dataset(folder, manifest, offsets, items, interactions, items_table)
     return dataset.checked if verify else dataset

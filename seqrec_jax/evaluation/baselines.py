@@ -99,7 +99,8 @@ def by_rings(train: TrainInteractions, vectors: np.ndarray) -> Scores:
             inside = _next_ring(inside, reached, counted, comes_from)
             reached = reached | inside
             of_ring = np.where(inside, likeness, -np.inf)
-            bar = -np.partition(-of_ring, places - 1, axis=1)[:, places - 1 : places]
+            worst = min(places, of_ring.shape[1]) - 1
+            bar = -np.partition(-of_ring, worst, axis=1)[:, worst, None]
             found = np.where(inside, 10.0 * (len(PLACES) - ring) + of_ring, found)
             found += 100.0 * (inside & (of_ring >= bar))
         return found

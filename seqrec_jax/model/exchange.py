@@ -13,7 +13,7 @@ from absl import logging
 
 from seqrec_jax.data.format import TOKENIZER
 from seqrec_jax.data.store import Dataset
-from seqrec_jax.errors import InputError
+from seqrec_jax.errors import InputError, in_short
 from seqrec_jax.files import JSON_AT_MOST, parse_json, replacing
 from seqrec_jax.items.text import TextTokens
 from seqrec_jax.model.parameters import check_finite
@@ -93,7 +93,7 @@ def _parsed(text: str) -> Any:
     try:
         return parse_json(text.encode())
     except ValueError as error:
-        raise InputError(f"what it says of itself is damaged ({error})") from error
+        raise InputError(f"what it says of itself is damaged ({in_short(error)})") from error
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -121,7 +121,7 @@ def read_safetensors(source: Path) -> tuple[dict[str, np.ndarray], dict[str, str
             return {name: file.get_tensor(name).astype(np.float32, copy=False) for name in names}, file.metadata() or {}
     except (SafetensorError, ValueError, TypeError, OSError) as error:
         raise InputError(
-            f"{source}: is no safetensors file that can be read ({error}); from PyTorch, write one with "
+            f"{source}: is no safetensors file that can be read ({in_short(error)}); from PyTorch, write one with "
             "safetensors.torch.save_file(model.state_dict(), path), in float32"
         ) from error
 

@@ -145,7 +145,7 @@ class Recommender:
 
         Rows that are new beside texts begin at 0, and so do knobs, so that a model of texts begins as it was. Text
         features of the dataset that the model does not know are read with the first one's tokens, so that no parameter
-        changes its shape.
+        changes its shape; those of a dataset that it was trained on stay left out.
 
         Args:
             data: The dataset, of the model's tokenizer.
@@ -167,11 +167,12 @@ class Recommender:
         return self.replace(spec=spec, params=params, statistics={}, tokenizer=known)
 
     def _texts_on(self, data: Dataset) -> tuple[TextTokens, ...]:
-        """The model's text features, with those that are new in the dataset appended to the first."""
+        """The model's text features, with those that are new in the dataset appended to the first. In a dataset that it
+        was trained on none is new: what it does not read there was left out."""
         texts = self.spec.texts
         known = {name for feature in texts for name in feature.columns()}
         new = [name for name in data.features if texts and name not in known]
-        if not new:
+        if not new or data.digest() in self.trained_with.get("datasets", ()):
             return texts
         logging.info("%s: the model does not know %s; read as more words of %s", data.folder, ", ".join(new),
                      texts[0].name)  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 from seqrec_jax.data.store import Dataset
 from seqrec_jax.describe import check_types, shown
-from seqrec_jax.errors import InputError
+from seqrec_jax.errors import InputError, in_short
 from seqrec_jax.items import features as item_features
 from seqrec_jax.items.features import APPENDED, ItemFeature
 from seqrec_jax.items.item_id import ITEM_ID, ItemId
@@ -194,7 +194,7 @@ class Spec:
             spec = cls(architecture, features, record["tokenizer_sha256"], record["catalog_sha256"])
             spec._check()
         except (InputError, LookupError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"what the model says of itself is damaged ({shown(str(error), 200)})") from error
+            raise InputError(f"what the model says of itself is damaged ({in_short(error)})") from error
         return spec
 
     def _check(self) -> None:

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 
 from seqrec_jax.data.format import TOKENIZER, sha256_of
 from seqrec_jax.describe import identity_of
-from seqrec_jax.errors import InputError
+from seqrec_jax.errors import InputError, in_short
 from seqrec_jax.files import check_no_pattern, read_json, sync_folder, write_bytes, write_text
 from seqrec_jax.model.parameters import check_finite
 from seqrec_jax.model.recommender import Recommender
@@ -198,7 +198,7 @@ def _load(run_dir: Path) -> Recommender:
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
     except ORBAX_ERRORS as error:
-        raise InputError(f"{place}: the checkpoint is damaged ({' '.join(str(error).split())[:200]})") from error
+        raise InputError(f"{place}: the checkpoint is damaged ({in_short(error)})") from error
     return Recommender(spec, params, statistics, tokens, config.get("Corpus", {}))
 
 
@@ -243,4 +243,4 @@ def save(folder: str | Path, model: Recommender, step: int = 1, run: str | None 
             manager.save(step, args=args)
             manager.wait_until_finished()
     except ORBAX_ERRORS as error:
-        raise InputError(f"{folder}: the model could not be written ({' '.join(str(error).split())[:300]})") from error
+        raise InputError(f"{folder}: the model could not be written ({in_short(error)})") from error

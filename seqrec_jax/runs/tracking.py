@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import logging
 
-from seqrec_jax.errors import InputError
+from seqrec_jax.errors import InputError, in_short
 from seqrec_jax.files import read_json, write_text
 from seqrec_jax.runs.folder import METRICS, TRACKING
 from seqrec_jax.runs.settings import Tracking
@@ -118,7 +118,7 @@ class Tracker:
                 if not warned:
                     logging.warning(
                         "tracking store %s: %s; the run goes on, and what it reports is kept in %s until then",
-                        self.settings.uri, " ".join(str(error).split())[:200], self._folder,
+                        self.settings.uri, in_short(error), self._folder,
                     )  # fmt: skip
                 warned, self._client = True, None
                 tries += status is not None

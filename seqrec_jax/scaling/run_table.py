@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from seqrec_jax.errors import InputError
+from seqrec_jax.errors import InputError, in_short
 from seqrec_jax.files import JSON_AT_MOST, parse_json, read_json
 
 # Params without which a run has no place in a law; their names are the reference's.
@@ -89,7 +89,7 @@ def _unpacked(path: Path, opener: Callable[[Path], Any]) -> bytes:
         with opener(path) as file:
             content = file.read(UNPACKED_AT_MOST + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"RUNS: {path} cannot be unpacked ({error})") from error
+        raise InputError(f"RUNS: {path} cannot be unpacked ({in_short(error)})") from error
     if len(content) > UNPACKED_AT_MOST:
         raise InputError(f"RUNS: {path} holds more than {UNPACKED_AT_MOST:,} bytes; unpack it, if you trust it")
     return content
@@ -193,7 +193,7 @@ def _served_runs(uri: str, metric: str, experiment: str | None) -> Iterator[_Log
             if not (token := page.token):
                 return
     except MlflowException as error:
-        raise InputError(f"RUNS = {uri!r}: cannot be read ({' '.join(str(error).split())[:200]})") from error
+        raise InputError(f"RUNS = {uri!r}: cannot be read ({in_short(error)})") from error
 
 
 def _epochs(log: Path, metric: str) -> Iterator[tuple[int, float]]:
@@ -218,7 +218,7 @@ def _folder_runs(folder: Path, metric: str) -> Iterator[_Logged]:
             history = dict(_epochs(results.parent / "metrics.jsonl", metric))
             yield _Logged(results.parent.name, dict(params), history)
         except (InputError, OSError, ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"RUNS: {results.parent}: cannot be read as a run's folder ({error})") from error
+            raise InputError(f"RUNS: {results.parent}: cannot be read as a run's folder ({in_short(error)})") from error
 
 
 def _logged(runs: str, metric: str, experiment: str | None) -> list[_Logged]:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from absl import logging
 
-from seqrec_jax.errors import InputError
+from seqrec_jax.errors import InputError, in_short
 from seqrec_jax.files import write_text
 from seqrec_jax.runs.folder import CONFIG
 from seqrec_jax.runs.run import Run
@@ -156,7 +156,7 @@ def _open_study(path: Path, pruner: Any) -> Any:
         study.get_trials()
     except (SQLAlchemyError, RuntimeError, KeyError, ValueError) as error:
         raise InputError(
-            f"{path}: is damaged ({' '.join(str(error).split())[:200]}); bind another RUN_DIR, or "
+            f"{path}: is damaged ({in_short(error)}); bind another RUN_DIR, or "
             "RunSettings.overwrite = True to start afresh"
         ) from error
     return study

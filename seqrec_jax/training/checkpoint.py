@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 from absl import logging
 
-from seqrec_jax.errors import InputError
+from seqrec_jax.errors import InputError, in_short
 from seqrec_jax.files import read_json
 from seqrec_jax.host_memory import release_freed_memory
 from seqrec_jax.model.parameters import Params
@@ -170,7 +170,7 @@ class CheckpointWriter:
         except ORBAX_ERRORS as error:
             raise InputError(
                 f"{self._folder / str(self._written)}: the checkpoint could not be written "
-                f"({' '.join(str(error).split())[:300]}); those before are whole: mend the cause, such as a full disk, "
+                f"({in_short(error)}); those before are whole: mend the cause, such as a full disk, "
                 "and run the same command to go on"
             ) from error
 
@@ -205,7 +205,7 @@ class CheckpointWriter:
             args = {name: _placed_like(arrays) for name, arrays in like.items()}
             return self._manager.restore(step, args=ocp.args.Composite(**args))
         except ORBAX_ERRORS as error:
-            text = " ".join(str(error).split())[:200]
+            text = in_short(error)
             raise InputError(f"{place}: is not this run's ({text})") from error
 
     def close(self) -> None:

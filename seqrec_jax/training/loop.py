@@ -12,7 +12,7 @@ from absl import logging
 from seqrec_jax.data.batches import Batch, prefetch
 from seqrec_jax.describe import check_types
 from seqrec_jax.devices import greatest_of_hosts, local_shards, split_rows
-from seqrec_jax.errors import InputError
+from seqrec_jax.errors import InputError, in_short
 from seqrec_jax.model.parameters import Params
 from seqrec_jax.runs.costs import memory_in_use
 from seqrec_jax.runs.folder import TRACE
@@ -89,8 +89,8 @@ class Trainer:
             devices, progress = record.pop("devices"), Progress(**record)
             check_types(progress)
         except (InputError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{self._run.path}: checkpoint {latest} has no record of a training ({error}); move it "
-                             "away to use the one before it") from error  # fmt: skip
+            raise InputError(f"{self._run.path}: checkpoint {latest} has no record of a training ({in_short(error)}); "
+                             "move it away to use the one before it") from error  # fmt: skip
         if devices != mesh.size:
             logging.warning("the checkpoint was written on %s devices, and there are %d now: the numbers will be the "
                             "same up to rounding, not bit for bit", devices, mesh.size)  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse
 from flax import nnx
 
-from seqrec_jax.errors import InputError
+from seqrec_jax.errors import InputError, in_short
 from seqrec_jax.files import read_arrays, write_arrays
 from seqrec_jax.model.parameters import Knob
 from seqrec_jax.model.terms.interface import ScoreAdjustments, ScoreTerm
@@ -101,8 +101,8 @@ class Transitions(NamedTuple):
             found._check()
         except (OSError, ValueError, KeyError) as error:
             raise InputError(
-                f"{path}: is missing or damaged ({error}), and the checkpoint's scores need it; copy the whole "
-                "RUN_DIR, or fine-tune again"
+                f"{path}: is missing or damaged ({in_short(error)}), and the checkpoint's scores need it; copy the "
+                "whole RUN_DIR, or fine-tune again"
             ) from error
         return found
 
