@@ -172,7 +172,8 @@ class Recommender:
         texts = self.spec.texts
         known = {name for feature in texts for name in feature.columns()}
         new = [name for name in data.features if texts and name not in known]
-        if not new or data.digest() in self.trained_with.get("datasets", ()):
+        same_catalog = self.spec.has_rows and self.spec.catalog_sha256 == data.catalog_sha256()
+        if not new or same_catalog or data.digest() in self.trained_with.get("datasets", ()):
             return texts
         logging.info("%s: the model does not know %s; read as more words of %s", data.folder, ", ".join(new),
                      texts[0].name)  # fmt: skip
