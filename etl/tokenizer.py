@@ -70,5 +70,8 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     except (RuntimeError, OSError) as error:
         if os.strerror(errno.EAGAIN) in str(error):  # There is no memory for a thread, whatever the size.
             raise
-        raise InputError(f"VOCAB_SIZE = {vocab_size}: {' '.join(str(error).split())[-160:]}") from error
+        raise InputError(
+            f"VOCAB_SIZE = {vocab_size}: no tokenizer of so many pieces can be trained on these texts "
+            f"({' '.join(str(error).split())[-160:]}); bind another"
+        ) from error
     return Tokenizer(out.getvalue())

@@ -70,6 +70,14 @@ def check_types(settings: Any) -> None:
         value = getattr(settings, name)
         if not fits(value, hint):
             raise InputError(f"{type(settings).__name__}.{name} = {value!r} {misfit(value, hint)}")
+        if name == "seed":
+            check_seed(f"{type(settings).__name__}.{name}", value)
+
+
+def check_seed(name: str, seed: int) -> None:
+    """An InputError where a seed is negative, or has more bits than JAX takes, which would make two seeds one."""
+    if not 0 <= seed < 1 << 32:
+        raise InputError(f"{name} = {seed}: must be a whole number, from 0 to 2^32 - 1")
 
 
 def _function(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def _of_file(path: Path) -> Iterator[str]:
 
 
 def problems(path: str | Path) -> Iterator[str]:
-    """What is wrong with a dataset, a run, a study, a saved model or a file of arrays: a line each, none if whole."""
+    """What is wrong with datasets, a run, a study, a saved model or a file of arrays: a line each, none if whole."""
     path = Path(path)
     try:
         if path.is_file():
@@ -85,6 +85,9 @@ def problems(path: str | Path) -> Iterator[str]:
             yield from _of_dataset(path)
         elif (path / CONFIG).exists() or (path / CHECKPOINTS).exists():
             yield from _of_run(path)
+        elif datasets := sorted(manifest.parent for manifest in path.glob(f"*/{format.MANIFEST}")):
+            for folder in datasets:
+                yield from _of_dataset(folder)
         else:
             yield f"{path}: is neither a dataset ({format.MANIFEST}) nor a run ({CONFIG}) nor a model ({CHECKPOINTS})"
     except OSError as error:

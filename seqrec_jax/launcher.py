@@ -15,7 +15,7 @@ import gin
 from absl import app, flags, logging
 from gin import config_parser
 
-from seqrec_jax.describe import fits, misfit, shown
+from seqrec_jax.describe import check_seed, fits, misfit, shown
 from seqrec_jax.errors import InputError, Interrupted
 
 _GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "Gin file that names the task; repeatable, later ones win.")
@@ -107,6 +107,8 @@ def _check_types() -> None:
                 value, name = gin.query_parameter(f"{macro}/gin.macro.value"), f"{macro} ({name})"
             if not fits(value, hint, gin.config.ConfigurableReference):
                 raise InputError(f"Gin binding {name} = {value!r} {misfit(value, hint)}")
+            if parameter == "seed" and isinstance(value, int) and target.__module__.startswith("seqrec_jax."):
+                check_seed(f"Gin binding {name}", value)
 
 
 class _Blank(config_parser.ParserDelegate):
@@ -120,8 +122,16 @@ class _Blank(config_parser.ParserDelegate):
 
 
 def _check_imports(text: str, name: str, seen: set[Path]) -> None:
-    """Refuses, by an InputError, Gin statements that import a module, in a text and in the files that it includes."""
-    for statement in config_parser.ConfigParser(text, _Blank()):
+    """Refuses, by an InputError, what is no Gin and imports of modules, in a text and the files it includes."""
+    try:
+        statements = list(config_parser.ConfigParser(text, _Blank()))
+    except (SyntaxError, ValueError) as error:
+        line = re.search(r"line \d+", str(error)) if "\n" in text else None
+        raise InputError(
+            f"{name}{f', {line[0]}' if line else ''}: cannot be read; a value is one of Python's, written out, such as "
+            "0.001, 'text', None or [1, 2], or a name, @name or %NAME"
+        ) from error
+    for statement in statements:
         if isinstance(statement, config_parser.ImportStatement):
             raise InputError(
                 f"{name}: imports {statement.module}, which would run its code; take the line out, or give "

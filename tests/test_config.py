@@ -24,6 +24,8 @@ from seqrec_jax.training.config import TrainConfig
         ({"train_batch_size": "all"}, "TrainConfig.train_batch_size = 'all' is neither a number nor 'auto'"),
         ({"stopping_step": -1}, "TrainConfig.stopping_step = -1 is below 0"),
         ({"skip_nonfinite": -1}, "TrainConfig.skip_nonfinite = -1 is below 0"),
+        ({"seed": -1}, r"TrainConfig.seed = -1: must be a whole number, from 0 to 2\^32 - 1"),
+        ({"seed": 1 << 32}, r"TrainConfig.seed = 4294967296: must be a whole number"),
         ({"learning_rate": 0.0}, "TrainConfig.learning_rate = 0.0 is not above 0"),
         ({"max_grad_norm": 0.0}, "TrainConfig.max_grad_norm = 0.0 is not above 0"),
         ({"ema_decay": 1.0}, r"TrainConfig.ema_decay = 1.0 is not in \(0, 1\)"),

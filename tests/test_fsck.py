@@ -55,6 +55,15 @@ def test_what_is_whole_is_said_to_be(wholes, shop_folder, name, capsys):
     assert capsys.readouterr().out == f"{path}: whole\n"
 
 
+def test_datasets_in_a_folder_are_checked_one_by_one(shop_folder, tmp_path):
+    for name in ("a", "b"):
+        shutil.copytree(shop_folder, tmp_path / name)
+    assert list(fsck.problems(tmp_path)) == []
+    flipped(tmp_path / "b" / "items.arrow")
+    (problem,) = fsck.problems(tmp_path)
+    assert problem.startswith(f"{tmp_path}/b/items.arrow")
+
+
 def flipped(path, place=-20):
     content = bytearray(path.read_bytes())
     content[place] ^= 1
@@ -129,7 +138,7 @@ def test_all_that_is_wrong_is_named(wholes, shop_folder, tmp_path, capsys):
     path = copied(wholes, shop_folder, tmp_path, "dataset")
     flipped(path / "items.arrow")
     flipped(path / "tokenizer.model")
-    assert fsck.main([str(path), str(shop_folder), str(tmp_path / "nothing"), str(tmp_path)]) == 1
+    assert fsck.main([str(path), str(shop_folder), str(tmp_path / "nothing"), str(path.parent)]) == 1
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 5
     assert printed[2] == f"{shop_folder}: whole"

@@ -53,5 +53,5 @@ def test_the_first_three_short_categories_are_kept(tmp_path):
 
 
 def test_features_must_be_bound_alike():
-    with pytest.raises(InputError, match="must name the same features, not title and title, brand"):
+    with pytest.raises(InputError, match="\(MAX_TOKENS\) must name the same features, not title and title, brand"):
         ItemFiles(["x.csv"], texts={"title": "name"}, max_tokens={"title": 40, "brand": 8})

@@ -68,7 +68,23 @@ WRONG = {
         ["SOURCE='s'", "OUTPUT='o'", "SIZE = [100000]"],
     ),
     r"missing value for OUTPUT: add --gin_bindings=\"OUTPUT='...'\"": (["gin/etl_amazon.gin"], ["SOURCE='s'"]),
-    "Gin configuration: ": (["gin/beauty.gin"], [DATASET, RUN_DIR, "TrainConfig.epochs = = 3"]),
+    "Gin binding 'TrainConfig.epochs = = 3': cannot be read; a value is one of Python's": (
+        ["gin/beauty.gin"],
+        [DATASET, RUN_DIR, "TrainConfig.epochs = = 3"],
+    ),
+    r"Gin binding \"EPOCHS = float\('nan'\)\": cannot be read": (
+        ["gin/beauty.gin"],
+        [DATASET, RUN_DIR, "EPOCHS = float('nan')"],
+    ),
+    r"Gin binding 'EPOCHS = 10\*\*30': cannot be read": (["gin/beauty.gin"], [DATASET, RUN_DIR, "EPOCHS = 10**30"]),
+    r"Gin binding SEED \(.*seed\) = -1: must be a whole number, from 0 to 2\^32 - 1": (
+        ["gin/beauty.gin"],
+        [DATASET, RUN_DIR, "SEED = -1"],
+    ),
+    r"Gin binding SEED \(.*seed\) = 4294967296: must be a whole number": (
+        ["gin/sweep.gin"],
+        [DATASET, RUN_DIR, "SEED = 4294967296", "BASE = 'b'", "SPACE = {}"],
+    ),
 }
 
 

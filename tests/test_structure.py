@@ -26,7 +26,7 @@ FLOORS = (  # A room imports those of earlier lines only, and itself.
     ("child",),
 )
 BESIDE = {("runs", "data"), ("runs", "model"), ("data", "errors")}
-MOST_LINES = {"package": 13_750, "file": 400, "function": 60, "parameters": 10}
+MOST_LINES = {"package": 13_800, "file": 400, "function": 60, "parameters": 10}
 
 
 @functools.cache
@@ -86,7 +86,7 @@ def test_the_package_and_its_parts_stay_small():
 @pytest.mark.parametrize(
     ("statement", "most"),
     [
-        ("from seqrec_jax import Index, load; import seqrec_jax.tasks.recommend", 3_750),
+        ("from seqrec_jax import Index, load; import seqrec_jax.tasks.recommend", 3_800),
         ("from seqrec_jax import Corpus, Recommender, TrainConfig, fit", 7_600),
     ],
 )

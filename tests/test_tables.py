@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from seqrec_jax.studies.tables import forecast_table, rows_table
-from seqrec_jax.tasks.tables import on_test, plain, recommendations_table, results_table, slices_table
+from seqrec_jax.tasks.tables import on_test, plain, print_tables, recommendations_table, results_table, slices_table
 
 HOSTILE = {
     "Phone case [/b] black": "Phone case [/b] black",
@@ -76,3 +76,11 @@ def test_a_forecast_has_columns_of_the_joint_law_where_there_is_one():
     }
     alone = forecast_table(forecast | {"forecasts": [row | {"joint": None} for row in rows]})
     assert [column.header for column in alone.columns] == [column.header for column in table.columns[:5]]
+
+
+def test_headings_of_two_lines_are_broken_not_escaped(capsys):
+    metrics = {f"{name}_at_5": 0.5 for name in ("recall", "ndcg", "mrr")}
+    print_tables(results_table({"a": metrics}, (5,), {"a": {"ndcg_at_5": (0.4, 0.6)}}, title="t"), width=100)
+    first, second = capsys.readouterr().out.splitlines()[2:4]
+    assert "95 % interval " in first
+    assert "of NDCG@5 " in second

@@ -170,6 +170,16 @@ def test_times_in_another_unit_are_told_from_those_that_are_in_none(data, kind, 
     assert {words: fault.tolist() for words, fault in faults.items() if fault.any()} == {reason: [True, False, False]}
 
 
+def test_dates_among_numbers_are_told_from_what_is_neither():
+    rows = column(["2023-05-12T01:38:01+02:00", "x", str(T), "2023-05-12"], pa.string())
+    none = values.times(rows, "s", "log")[1]
+    (reason, dates), *more = values.dates_among(rows, "s", none).items()
+    assert (dates.tolist(), more) == ([True, False, False, True], [])
+    assert "(UNIT) wants numbers, and 'iso' dates" in reason
+    assert values.dates_among(rows, "iso", none) == {}
+    assert values.dates_among(column([T]), "s", np.array([True])) == {}
+
+
 def test_dates_outside_are_in_no_other_unit():
     for data, kind in (([0], pa.date32()), ([2**40], pa.timestamp("s")), (["1970-01-01"], pa.string())):
         faults = values.of_another_unit(column(data, kind), "iso", np.array([True]))

@@ -111,6 +111,7 @@ def read_rows(block: Block, files: InteractionFiles) -> tuple[Rows, list[BadRow]
     users, no_user = values.ids(table[files.user], "user id", where(files.user))
     items, no_item = values.ids(table[files.item], "item id", where(files.item))
     faults = {
+        **values.dates_among(table[files.timestamp], files.unit, no_time),
         "timestamp is no date" if files.unit == "iso" else "timestamp is no number": no_time,
         **values.of_another_unit(table[files.timestamp], files.unit, outside),
         "timestamp is outside 1995..2035": outside,

@@ -51,8 +51,8 @@ class ItemFiles:
     def __post_init__(self) -> None:
         if not self.texts or set(self.texts) != set(self.max_tokens):
             raise InputError(
-                f"Gin bindings ItemFiles.texts and ItemFiles.max_tokens must name the same features, not "
-                f"{', '.join(self.texts)} and {', '.join(self.max_tokens)}"
+                "Gin bindings ItemFiles.texts (TEXTS) and ItemFiles.max_tokens (MAX_TOKENS) must name the same "
+                f"features, not {', '.join(self.texts)} and {', '.join(self.max_tokens)}"
             )
         if self.required is not None and self.required not in self.texts:
             raise InputError(f"Gin binding ItemFiles.required = {self.required!r}: is not among ItemFiles.texts")

@@ -171,6 +171,21 @@ def times(column: pa.ChunkedArray, unit: str, where: str) -> tuple[np.ndarray, n
     raise InputError(f"{where} has type {kind}, which is no {what}")
 
 
+def dates_among(column: pa.ChunkedArray, unit: str, no_time: np.ndarray) -> Faults:
+    """Which of the texts that are no numbers are dates, as where the unit should be 'iso'.
+
+    Args:
+        column: as of `times`.
+        unit: in which some are no times.
+        no_time: [n] bool, which.
+    """
+    if unit == "iso" or not no_time.any() or not _is_text(_plain(column).type):
+        return {}
+    dates = no_time.copy()
+    dates[no_time] = times(column.filter(pa.array(no_time)), "iso", "")[0] >= 0
+    return {f"timestamp is a date, but InteractionFiles.unit = {unit!r} (UNIT) wants numbers, and 'iso' dates": dates}
+
+
 def of_another_unit(column: pa.ChunkedArray, unit: str, outside: np.ndarray) -> Faults:
     """Which of the times outside 1995 to 2035 are within it in another unit, as where two units are mixed.
 

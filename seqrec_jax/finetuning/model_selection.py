@@ -125,4 +125,8 @@ def select(
         logging.info("%s: valid %s %.4f", name, metric, one.score)
     best = max(candidates, key=lambda one: one.score)
     noise = standard_error(ranks(best.params), metric)
-    return next(one for one in candidates if one.score >= best.score - noise)
+    chosen = next(one for one in candidates if one.score >= best.score - noise)
+    than = f", as {best.report['phase']} is better by less than the standard error, {noise:.4f}"
+    logging.info("chosen: %s, valid %s %.4f%s", chosen.report["phase"], metric, chosen.score,
+                 "" if chosen is best else than)  # fmt: skip
+    return chosen

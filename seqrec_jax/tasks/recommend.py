@@ -55,4 +55,6 @@ def recommend(
         scored = [item | {"score": f"{row['score']:.2f}"} for item, row in zip(best, rows, strict=True)]
         title = "typed history" if user is None else f"user {user}"
         print_tables(recommendations_table(title, _described(data, had), scored))
+        if len(rows) < k:
+            print_tables(f"{len(rows)} of the {k} asked for: no other item is left")
     return {user: [row["item"] for row in rows] for user, rows in lists.items()}

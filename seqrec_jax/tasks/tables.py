@@ -21,13 +21,16 @@ def print_tables(*tables: Table | str, width: int | None = None) -> None:
 def new_table(title: str, columns: Sequence[str]) -> Table:
     """An empty table whose first column is to the left and all others to the right."""
     first, *others = columns
-    right = (Column(plain(name), justify="right") for name in others)
+    right = (Column(plain(name, kept="\n"), justify="right") for name in others)
     return Table(Column(plain(first), no_wrap=True), *right, title=plain(title))
 
 
-def plain(text: str) -> Text:
-    """A text of the user's, such as a title, an id or a path, as it is: not as Rich's markup, nor as a terminal's."""
-    return Text(shown(text, MOST_SHOWN))
+def plain(text: str, kept: str = "") -> Text:
+    """A text of the user's, such as a title, an id or a path, as it is: not as Rich's markup, nor as a terminal's.
+
+    Control characters are escaped, but for those `kept`.
+    """
+    return Text(shown(text, MOST_SHOWN, kept))
 
 
 def on_test(ties: Mapping[str, Mapping[str, Any]]) -> str:
