@@ -11,6 +11,7 @@ from seqrec_jax.errors import InputError, in_short
 from seqrec_jax.files import read_arrays, read_json
 from seqrec_jax.runs.folder import CHECKPOINTS, CONFIG, METRICS, RESULTS
 from seqrec_jax.runs.metrics_log import damaged_lines
+from seqrec_jax.runs.results import read_results
 
 RUNS_WITHIN = ("runs", "trials", "probes", "phases")  # of studies, and of fine-tuning
 
@@ -33,8 +34,9 @@ def _of_run(folder: Path) -> Iterator[str]:
 
     run = None
     for path in sorted(folder.glob("*.json")):
+        read = read_results if path.name == RESULTS else read_json
         try:
-            record = read_json(path, "see the log of the run for what it held")
+            record = read(path, "see the log of the run for what it held")
             run = identity_of(record) if path.name == CONFIG else run
         except InputError as error:
             yield str(error)

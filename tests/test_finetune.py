@@ -23,6 +23,7 @@ from seqrec_jax.model.recommender import Recommender
 from seqrec_jax.model.spec import Architecture
 from seqrec_jax.model.storage import load
 from seqrec_jax.runs import run as runs
+from seqrec_jax.runs.results import read_results
 from seqrec_jax.runs.stopping import StopRequests
 from seqrec_jax.training.config import TrainConfig
 from seqrec_jax.training.fit import fit
@@ -149,7 +150,7 @@ def test_what_was_interrupted_ends_as_what_was_not(pretrained, market, shop_fold
     parts = tuned(pretrained, market, tmp_path / "parts", **settings)
     assert parts.results["params_sha256"] == undisturbed["params_sha256"]
     finished = tuned(pretrained, market, tmp_path / "parts", **settings)
-    assert finished.results == json.loads((tmp_path / "parts" / "results.json").read_text()) == parts.results
+    assert finished.results == read_results(tmp_path / "parts" / "results.json", "") == parts.results
     assert load(tmp_path / "parts").spec == finished.model.spec
 
 

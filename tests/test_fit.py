@@ -28,6 +28,7 @@ from seqrec_jax.losses.sampled_softmax import sampled_softmax
 from seqrec_jax.model import parameters, storage
 from seqrec_jax.model.recommender import Recommender
 from seqrec_jax.model.spec import Architecture
+from seqrec_jax.runs.results import read_results
 from seqrec_jax.runs.settings import RunSettings, Tracking
 from seqrec_jax.training.config import TrainConfig
 from seqrec_jax.training.fit import fit
@@ -59,7 +60,7 @@ def finished(shop_folder, tmp_path_factory):
 
 
 def test_results_hold_what_is_promised_and_beat_popularity(finished):
-    stored = json.loads((finished.folder / "results.json").read_text())
+    stored = read_results(finished.folder / "results.json", "")
     assert stored == finished.results
     names = {f"{metric}_at_{k}" for metric in METRICS for k in (5, 10)}
     assert set(stored["valid"]) == set(stored["test"]) == set(stored["baselines"]["popularity"]) == names
@@ -287,7 +288,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten_unasked(finished, shop_fol
             shop_folder, finished.folder, {"n_heads": 4}, proposal=uniform, learning_rate=1e-3,
             optimizer=functools.partial(adamw, b2=0.9),
         )  # fmt: skip
-    assert json.loads((finished.folder / "results.json").read_text()) == finished.results
+    assert read_results(finished.folder / "results.json", "") == finished.results
 
 
 def test_four_devices_were_simulated():

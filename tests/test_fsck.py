@@ -70,6 +70,10 @@ def flipped(path, place=-20):
     path.write_bytes(content)
 
 
+def altered(path):
+    path.write_text(path.read_text().replace('"ndcg_at_10": 0.', '"ndcg_at_10": 0.9'))
+
+
 def largest_of(folder):
     return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
@@ -91,6 +95,7 @@ DAMAGES = {
     ("run", "was not finished"): lambda path: (checkpoint(path) / "checksums.json").unlink(),
     ("run", "tokenizer.model is damaged"): lambda path: flipped(path / "tokenizer.model"),
     ("run", "results.json: is damaged"): lambda path: (path / "results.json").write_bytes(b""),
+    ("run", "results.json: is not as it was written"): lambda path: altered(path / "results.json"),
     ("run", "config.json: is damaged"): lambda path: (path / "config.json").write_bytes(bytes(9)),
     ("run", "belongs to another run"): lambda path: (path / "config.json").write_text('{"a": 1}'),
     ("run", "metrics.jsonl, line 2: is damaged"): lambda path: (path / "metrics.jsonl").write_text("{}\n\0\n"),
@@ -138,7 +143,8 @@ def test_all_that_is_wrong_is_named(wholes, shop_folder, tmp_path, capsys):
     path = copied(wholes, shop_folder, tmp_path, "dataset")
     flipped(path / "items.arrow")
     flipped(path / "tokenizer.model")
-    assert fsck.main([str(path), str(shop_folder), str(tmp_path / "nothing"), str(path.parent)]) == 1
+    (tmp_path / "empty").mkdir()
+    assert fsck.main([str(path), str(shop_folder), str(tmp_path / "nothing"), str(tmp_path / "empty")]) == 1
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 5
     assert printed[2] == f"{shop_folder}: whole"

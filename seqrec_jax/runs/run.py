@@ -28,6 +28,7 @@ from seqrec_jax.runs.folder import (
     remove,
 )
 from seqrec_jax.runs.metrics_log import MetricsLog
+from seqrec_jax.runs.results import read_results, write_results
 from seqrec_jax.runs.settings import RunSettings
 from seqrec_jax.runs.stopping import StopRequests
 from seqrec_jax.runs.tracking import Tracker
@@ -123,7 +124,7 @@ class Run:
             self.track(artifacts=[self.path / CONFIG, self.path / CONFIG_TEXT])
         if not (self.path / RESULTS).exists():
             return None
-        results = read_json(self.path / RESULTS, FINISHED_REMEDY)
+        results = read_results(self.path / RESULTS, FINISHED_REMEDY)
         logging.info("%s: the run is finished; RunSettings.overwrite = True starts it afresh", self.path)
         self.track(artifacts=[self.path / RESULTS])
         return results
@@ -170,7 +171,7 @@ class Run:
     def finish(self, results: Any) -> None:
         """Writes results.json, with which the run is finished."""
         if self.first:
-            write_text(self.path / RESULTS, json.dumps(results, indent=2) + "\n")
+            write_results(self.path / RESULTS, results)
             self.track(artifacts=[self.path / RESULTS])
 
     def check_disk(self, checkpoint_bytes: int, n_checkpoints: int) -> None:

@@ -14,9 +14,9 @@ from absl import logging
 
 from seqrec_jax.describe import describe
 from seqrec_jax.errors import InputError
-from seqrec_jax.files import read_json
 from seqrec_jax.runs.folder import LOG, METRICS, RESULTS
 from seqrec_jax.runs.metrics_log import read_records
+from seqrec_jax.runs.results import read_results
 from seqrec_jax.runs.run import HELD, Run
 from seqrec_jax.runs.settings import Tracking
 from seqrec_jax.runs.stopping import StopRequests
@@ -63,7 +63,7 @@ class Job:
 
     def results(self) -> dict[str, Any]:
         """What the run's results.json holds."""
-        return read_json(self.run_dir / RESULTS, "remove it, and the same command makes it again")
+        return read_results(self.run_dir / RESULTS, "remove it, and the same command makes it again")
 
     def evaluations(self, metric: str) -> dict[int, float]:
         """The metric after each epoch that was evaluated so far."""
