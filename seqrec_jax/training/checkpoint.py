@@ -205,8 +205,7 @@ class CheckpointWriter:
             args = {name: _placed_like(arrays) for name, arrays in like.items()}
             return self._manager.restore(step, args=ocp.args.Composite(**args))
         except ORBAX_ERRORS as error:
-            text = in_short(error)
-            raise InputError(f"{place}: is not this run's ({text})") from error
+            raise InputError(f"{place}: is not this run's ({in_short(error)})") from error
 
     def close(self) -> None:
         """Waits for what is being written; what failed has been raised by save or wait."""
